@@ -1,0 +1,135 @@
+"""Backend choice: which implementation serves a call, and why the others do not.
+
+A backend asked for by name works or raises with every reason; ``auto`` takes the first of
+:data:`ORDER` that has no reason against it. The choice is made inside the op, where device and dtype are
+known, so eager and compiled code agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from fastsn import native, reference
+
+__all__ = ["ORDER", "Backend", "explain", "requested_backend", "select_backend", "use_backend"]
+
+Reasons = Callable[[torch.device, torch.dtype, "torch.dtype | None"], list[str]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the two functions of :mod:`fastsn.reference`."""
+
+    name: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    unsupported_reasons: Reasons
+    any_layout: bool  # False: weights are made contiguous first where problem.native_layout says no
+
+
+def _not_here(name: str) -> Reasons:
+    def reasons(
+        device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+    ) -> list[str]:
+        return [f"this version of fastsn has no {name} kernels"]
+
+    return reasons
+
+
+def _missing(*args: Any) -> Any:
+    raise AssertionError("a backend with reasons against it was called")
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cuda", native.cuda.forward, native.cuda.backward, native.cuda.unsupported_reasons, False),
+        Backend("triton", _missing, _missing, _not_here("Triton"), False),
+        Backend("cpu", native.cpu.forward, native.cpu.backward, native.cpu.unsupported_reasons, False),
+        Backend("reference", reference.forward, reference.backward, reference.unsupported_reasons, True),
+    )
+}
+
+#: Order in which ``auto`` tries the backends.
+ORDER = tuple(BACKENDS)
+
+# A plain global, because torch.compile guards on it; a ContextVar cannot be traced.
+_requested = ""
+
+
+def requested_backend() -> str:
+    """The backend asked for by :func:`use_backend`, or ``""`` for FASTSN_BACKEND and ``auto``."""
+    return _requested
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Uses one backend inside the ``with`` block, for all threads of the process.
+
+    Args:
+        name: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or ``"auto"`` for the first that works. The
+            environment variable ``FASTSN_BACKEND`` does the same for a whole process; this wins over it.
+
+    Raises:
+        ValueError: ``name`` is not a backend.
+        RuntimeError: at the first call in the block that the backend cannot serve, with the reasons.
+    """
+    global _requested
+    _check_name(name, "use_backend")
+    before, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def _check_name(name: str, source: str) -> None:
+    if name not in ("auto", *ORDER):
+        choices = ", ".join(repr(choice) for choice in ("auto", *ORDER))
+        raise ValueError(f"{source}: expected one of {choices}, got {name!r}")
+
+
+def select_backend(
+    requested: str, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+) -> Backend:
+    """The backend that serves weights of ``dtype`` on ``device``.
+
+    Raises:
+        ValueError: FASTSN_BACKEND names no backend.
+        RuntimeError: the backend asked for by name has a reason against it, or none is left.
+    """
+    if not requested:
+        requested = os.environ.get("FASTSN_BACKEND", "") or "auto"
+        _check_name(requested, "FASTSN_BACKEND")
+    return _select(requested, device, dtype, out_dtype)
+
+
+@lru_cache(maxsize=256)
+def _select(
+    requested: str, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+) -> Backend:
+    names = ORDER if requested == "auto" else (requested,)
+    refusals = []
+    for name in names:
+        reasons = BACKENDS[name].unsupported_reasons(device, dtype, out_dtype)
+        if not reasons:
+            return BACKENDS[name]
+        refusals.append(f"  {name}: " + "; ".join(reasons))
+    raise RuntimeError(
+        f"fastsn: backend {requested!r} cannot normalize {dtype} weights on {device}:\n"
+        + "\n".join(refusals)
+    )
+
+
+def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
+    """Reasons against each backend for weights of ``dtype`` on ``device``; an empty list means usable."""
+    return {
+        name: backend.unsupported_reasons(device, dtype, None) for name, backend in BACKENDS.items()
+    }

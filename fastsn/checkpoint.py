@@ -1,0 +1,158 @@
+"""State dicts of other spectral norms: read by ``load_state_dict``, written by :func:`convert_state_dict`.
+
+==================  ===================================================================================
+layout              keys of a layer ``conv``
+==================  ===================================================================================
+fastsn, torch       ``conv.parametrizations.weight.original``, ``...weight.0._u``, ``...weight.0._v``
+fastsn, BSN         the same and ``...weight.0._u_in``, ``...weight.0._v_in``
+torch's old hook    ``conv.weight_orig``, ``conv.weight_u``, ``conv.weight_v``
+BigGAN              ``conv.weight``, ``conv.u0`` of shape (1, rows), ``conv.sv0``
+mimicry             ``conv.weight``, ``conv.sn_u`` of shape (1, rows), ``conv.sn_sigma``
+==================  ===================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsn.reference import unfold
+
+__all__ = ["convert_state_dict", "install_load_hook", "prepare_load"]
+
+_LEFT_VECTORS = {"u0": "sv0", "sn_u": "sn_sigma"}  # BigGAN, mimicry: left vector, logged sigma
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], to: str = "fastsn") -> OrderedDict[str, Any]:
+    """A copy of ``state_dict`` in another layout; entries that are not a spectral norm's stay as they are.
+
+    Loading needs no conversion: fastsn layers read all of the layouts. It is for the way back, and for
+    looking at a file without a model.
+
+    Args:
+        state_dict: of a fastsn model, or in one of the layouts above.
+        to: ``"fastsn"``; ``"torch"``, which is fastsn's without BSN's second pair of vectors and without a
+            learned scale, for torch's parametrization; or ``"torch-hook"``, for torch's old hook.
+
+    Raises:
+        ValueError: unknown layout, or a left vector whose weight is missing or has another number of rows.
+
+    Example::
+
+        >>> old = fastsn.convert_state_dict(model.state_dict(), to="torch-hook")
+    """
+    if to not in ("fastsn", "torch", "torch-hook"):
+        raise ValueError(f"expected to be 'fastsn', 'torch' or 'torch-hook', got {to!r}")
+    result: OrderedDict[str, Any] = OrderedDict(state_dict)
+    for key in list(state_dict):
+        match = re.fullmatch(r"(.*?)([^.]+)_orig", key)
+        if match and f"{match[1]}{match[2]}_u" in state_dict:
+            _rename_foreign(result, match[1], match[2])
+        prefix, _, last = key.rpartition(".")
+        if last in _LEFT_VECTORS and key in result:
+            _rename_foreign(result, prefix + "." if prefix else "", "weight")
+    if to == "fastsn":
+        return result
+    for key in list(result):
+        match = re.fullmatch(r"(.*?)parametrizations\.([^.]+)\.0\.(_u_in|_v_in|scale)", key)
+        if match and f"{match[1]}parametrizations.{match[2]}.0._u" in result:
+            del result[key]
+    if to == "torch-hook":
+        _rename_to_hook(result)
+    return result
+
+
+def _rename_to_hook(state_dict: MutableMapping[str, Any]) -> None:
+    for key in [key for key in state_dict if key.endswith(".0._u")]:
+        match = re.fullmatch(r"(.*?)parametrizations\.([^.]+)\.0\._u", key)
+        if match is None:
+            continue
+        stem = f"{match[1]}parametrizations.{match[2]}."
+        for old, new in (("original", "_orig"), ("0._u", "_u"), ("0._v", "_v")):
+            state_dict[f"{match[1]}{match[2]}{new}"] = state_dict.pop(stem + old)
+
+
+def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str) -> None:
+    """Renames the entries of one layer to fastsn's, in place; computes the right vector if it has none."""
+    stem = f"{prefix}parametrizations.{name}."
+    if stem + "original" in state_dict:
+        return
+    if f"{prefix}{name}_orig" in state_dict:
+        for old, new in (("_orig", "original"), ("_u", "0._u"), ("_v", "0._v")):
+            if prefix + name + old in state_dict:
+                state_dict[stem + new] = state_dict.pop(prefix + name + old)
+    else:
+        left = next((left for left in _LEFT_VECTORS if prefix + left in state_dict), None)
+        if left is None:
+            return
+        if prefix + name not in state_dict:
+            raise ValueError(f"expected '{prefix}{name}' beside '{prefix}{left}', got no such entry")
+        state_dict[stem + "original"] = state_dict.pop(prefix + name)
+        state_dict[stem + "0._u"] = state_dict.pop(prefix + left).flatten()
+        state_dict.pop(prefix + _LEFT_VECTORS[left], None)
+    weight, u = state_dict[stem + "original"], state_dict.get(stem + "0._u")
+    if u is not None and stem + "0._v" not in state_dict and weight.ndim > 1:
+        if len(u) != weight.shape[0]:
+            raise ValueError(
+                f"expected '{stem}0._u' to have {weight.shape[0]} elements, got {len(u)}"
+            )
+        # These layouts keep the left vector only; the right one follows from it.
+        state_dict[stem + "0._v"] = F.normalize(unfold(weight, 0).mH @ u.to(weight), dim=0)
+
+
+def install_load_hook(module: nn.Module) -> None:
+    """Lets ``module.load_state_dict`` read the layouts above, and refuse bad entries before any is copied."""
+    if _load_hook not in [getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()]:
+        module.register_load_state_dict_pre_hook(_load_hook)
+
+
+def _load_hook(
+    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
+) -> None:
+    prepare_load(module, state_dict, prefix)
+
+
+def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
+    """Renames foreign entries of one parametrized ``module`` and checks them against it.
+
+    Raises:
+        RuntimeError: an entry of the wrong shape or with non-finite vectors. Nothing was loaded then.
+    """
+    for name, parametrization in getattr(module, "parametrizations", {}).items():
+        vector_names = getattr(parametrization[0], "vector_names", None)
+        if vector_names is None:
+            continue
+        try:
+            _rename_foreign(state_dict, prefix, name)
+        except ValueError as error:
+            raise RuntimeError(f"fastsn: cannot load this state dict: {error}") from error
+        stem = f"{prefix}parametrizations.{name}."
+        expected = {"original": parametrization.original}
+        expected.update(
+            ("0." + vector, getattr(parametrization[0], vector)) for pair in vector_names for vector in pair
+        )
+        for key, own in expected.items():
+            _check_entry(stem + key, state_dict.get(stem + key), own, key != "original")
+
+
+def _check_entry(key: str, value: Any, own: Tensor, vector: bool) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise RuntimeError(f"fastsn: expected '{key}' to be a tensor, got {type(value).__name__}")
+    if value.shape != own.shape:
+        raise RuntimeError(
+            f"fastsn: size mismatch for '{key}': expected {tuple(own.shape)}, got {tuple(value.shape)}. "
+            "Nothing of this layer was loaded."
+        )
+    if vector and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
+        raise RuntimeError(
+            f"fastsn: expected '{key}' to be finite, got a singular vector with NaN or infinity. "
+            "Nothing of this layer was loaded."
+        )

@@ -1,0 +1,37 @@
+"""Equal singular vectors on every rank of a DistributedDataParallel model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed as dist
+
+if TYPE_CHECKING:
+    from fastsn.parametrization import SpectralNorm
+
+__all__ = ["share_vectors"]
+
+
+def share_vectors(norms: Sequence[SpectralNorm]) -> None:
+    """Broadcasts the vectors from rank 0, once, at the first training forward inside a DDP module.
+
+    Registration draws vectors from each rank's own random numbers. DDP makes buffers equal when it is built,
+    but not with ``broadcast_buffers=False``; the ranks would then train against different sigmas for ever.
+    From equal vectors and equal weights every later iteration is equal without communication.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    # The module whose forward is running, by which a collective is known to be met by every rank.
+    active = getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if active is None:
+        return
+    fresh = [norm for norm in norms if norm.training and not norm._synchronized]
+    group = active.process_group
+    if dist.get_world_size(group) > 1:
+        with torch.no_grad():
+            for vector in (v for norm in fresh for pair in norm.vectors() for v in pair):
+                dist.broadcast(vector, src=dist.get_global_rank(group, 0), group=group)
+    for norm in fresh:
+        norm._synchronized = True

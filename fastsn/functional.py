@@ -1,0 +1,150 @@
+"""The differentiable function: lists of weights and vectors in, normalized weights and sigmas out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsn.backend import requested_backend
+from fastsn.op import spectral_normalize as _op
+from fastsn.problem import BSN, SN, group_views, split_vectors
+
+__all__ = ["SpectralNormalized", "spectral_normalize"]
+
+
+class SpectralNormalized(NamedTuple):
+    """Result of :func:`spectral_normalize`."""
+
+    #: Normalized weights, of the shapes (and strides) of the weights.
+    weights: list[Tensor]
+    #: ``[k]``, differentiable with respect to the weights.
+    sigmas: Tensor
+    #: New left vectors, one per unfolding; constants.
+    us: list[Tensor]
+    #: New right vectors, one per unfolding; constants.
+    vs: list[Tensor]
+
+
+def spectral_normalize(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    *,
+    dims: Sequence[int] | None = None,
+    bidirectional: bool | Sequence[bool] = False,
+    scale: float | Tensor | Sequence[float] = 1.0,
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    out_dtype: torch.dtype | None = None,
+) -> SpectralNormalized:
+    r"""Normalizes ``k`` weights by their estimated spectral norms, in one op call.
+
+    ``weights[i] * scale / sigma_i`` with ``sigma_i`` from ``n_power_iterations`` steps of the power method on
+    the unfolding along ``dims[i]`` (SN, Miyato et al. 2018), or the mean over the unfoldings along dimensions
+    0 and 1 (BSN, section 5.1 of the BSSN paper). Gradients follow Eq. 12 of Miyato et al.: the vectors are
+    constants. The arguments are not changed; store the returned vectors for the next call.
+
+    Args:
+        weights: ``k`` tensors of rank 2 or more, of one dtype and device.
+        us: left vectors ``[rows]``, one per unfolding. A bidirectional weight of rank 3 or more has two
+            consecutive entries: of dimension ``dims[i]``, then of ``1 - dims[i]``.
+        vs: right vectors ``[cols]``, likewise.
+        dims: dimension of the rows, one per weight. Default: 0.
+        bidirectional: BSN instead of SN, for all weights or one flag per weight. A weight of rank 2 has one
+            unfolding either way.
+        scale: factor of the result: one float, ``k`` floats, or a tensor of 0 or 1 dimensions (``[k]``) that
+            may need gradients.
+        n_power_iterations: 0 evaluates sigma at the given vectors and returns those.
+        eps: lower bound of the norms the vectors are divided by.
+        out_dtype: dtype of the normalized weights. Default: that of the weights.
+
+    Raises:
+        ValueError: list lengths, vector sizes, rank, eps or iterations out of range.
+        TypeError: integer weights, or weights of different dtypes.
+        IndexError: a dimension out of range.
+        RuntimeError: the requested backend cannot serve the call, with the reasons.
+
+    Example::
+
+        >>> w, u, v = torch.randn(8, 4, 3, 3), torch.randn(8), torch.randn(36)
+        >>> result = fastsn.functional.spectral_normalize([w], [u], [v], n_power_iterations=5)
+        >>> result.weights[0].shape, result.sigmas.shape
+        (torch.Size([8, 4, 3, 3]), torch.Size([1]))
+    """
+    k = len(weights)
+    if k == 0:
+        raise ValueError("expected at least one weight, got an empty list")
+    if n_power_iterations < 0:
+        raise ValueError(
+            "Expected n_power_iterations to be non-negative, but "
+            f"got n_power_iterations={n_power_iterations}"
+        )
+    if not eps >= 0:
+        raise ValueError(f"Expected eps to be non-negative, but got eps={eps}")
+    both = [bidirectional] * k if isinstance(bidirectional, bool) else list(bidirectional)
+    dims = [0] * k if dims is None else list(dims)
+    for name, values in (("dims", dims), ("bidirectional", both)):
+        if len(values) != k:
+            raise ValueError(f"expected {name} to have {k} entries, got {len(values)}")
+    kinds = []
+    for i, weight in enumerate(weights):
+        _check_weight(i, weight, weights[0])
+        dims[i] = normalize_dim(dims[i], weight.ndim)
+        kinds.append(BSN if both[i] and weight.ndim > 2 else SN)
+        if kinds[i] == BSN and dims[i] > 1:
+            raise ValueError(
+                f"expected dims[{i}] to be 0 or 1 for a bidirectional weight, got {dims[i]}"
+            )
+    views = [view for own in group_views(weights, dims, kinds) for view in own]
+    for name, given, sizes in (
+        ("us", us, [view.rows for view in views]),
+        ("vs", vs, [view.cols for view in views]),
+    ):
+        shapes = [tuple(vector.shape) for vector in given]
+        if shapes != [(size,) for size in sizes]:
+            raise ValueError(
+                f"expected {name} of shapes {[(size,) for size in sizes]}, got {shapes}"
+            )
+    scales, scale_tensor = _scales(scale, k)
+    result, sigmas, vectors, _ = _op(
+        list(weights), list(us), list(vs), dims, kinds, scales, scale_tensor, n_power_iterations, float(eps),
+        out_dtype, requested_backend(),
+    )  # fmt: skip
+    pairs = split_vectors(vectors, views)
+    return SpectralNormalized(result, sigmas, [u for u, _ in pairs], [v for _, v in pairs])
+
+
+def normalize_dim(dim: int, ndim: int) -> int:
+    """``dim`` counted from the front; IndexError in torch's words when it is out of range."""
+    if not -ndim <= dim < ndim:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [-{ndim}, {ndim - 1}] but got {dim})"
+        )
+    return dim % ndim
+
+
+def _check_weight(i: int, weight: Tensor, first: Tensor) -> None:
+    if weight.ndim < 2:
+        raise ValueError(f"expected weights[{i}] to have rank 2 or more, got shape {tuple(weight.shape)}")
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise TypeError(f"expected weights[{i}] to be floating or complex, got {weight.dtype}")
+    if weight.dtype != first.dtype:
+        raise TypeError(f"expected weights[{i}] to be {first.dtype} as weights[0], got {weight.dtype}")
+    if weight.device != first.device:
+        raise ValueError(f"expected weights[{i}] on {first.device} as weights[0], got {weight.device}")
+
+
+def _scales(scale: float | Tensor | Sequence[float], k: int) -> tuple[list[float], Tensor | None]:
+    if isinstance(scale, Tensor):
+        if scale.ndim > 1 or (scale.ndim == 1 and len(scale) != k):
+            raise ValueError(f"expected scale of shape () or ({k},), got {tuple(scale.shape)}")
+        return [1.0] * k, scale.expand(k) if scale.ndim == 0 else scale
+    if isinstance(scale, (int, float)):
+        return [float(scale)] * k, None
+    scales = [float(value) for value in scale]
+    if len(scales) != k:
+        raise ValueError(f"expected scale to have {k} entries, got {len(scales)}")
+    return scales, None

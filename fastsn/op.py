@@ -1,0 +1,371 @@
+"""The op: one differentiable call for one weight or a whole network.
+
+``fastsn::spectral_normalize`` is functional: it returns the new vectors and the caller copies them into its
+buffers, so a second forward never spoils what backward of the first one needs. It chooses the backend in its
+body; compiled graphs see one node. Backward is an op of its own with the same choice of backend, and is
+differentiable again.
+
+Layout of the arguments, for ``k`` weights with one view (unfolding) each, or two for BSN:
+
+* ``us``, ``vs``: one entry per view, in order: ``[rows]`` and ``[cols]`` of the unfolding;
+* ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.problem`;
+* ``scales``: ``k`` floats, used where ``scale_tensor`` (``[k]``) is None;
+* results: ``weights_sn`` like the weights (in ``out_dtype``), ``sigmas`` ``[k]``, ``vectors`` (per view u, then
+  v, flat), ``view_stats`` ``[views, 2]`` with each view's sigma and the factor alpha of its part in d sigma.
+
+Schemas carry no defaults: torch.library drops defaulted arguments in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsn.backend import Backend, select_backend
+from fastsn.problem import (
+    SN_V_FIRST,
+    accumulate_dtype,
+    group_views,
+    native_layout,
+    split_vectors,
+)
+from fastsn.reference import inner, reciprocal, sigma_gradient
+
+__all__ = ["spectral_normalize", "spectral_normalize_backward"]
+
+library = torch.library.Library("fastsn", "DEF")
+library.define(
+    "spectral_normalize(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, float[] scales, "
+    "Tensor? scale_tensor, int n_power_iterations, float eps, ScalarType? out_dtype, str backend) "
+    "-> (Tensor[] weights_sn, Tensor sigmas, Tensor vectors, Tensor view_stats)"
+)
+library.define(
+    "spectral_normalize_backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
+    "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, Tensor? scale_tensor, "
+    "ScalarType grad_dtype, str backend) -> (Tensor[] grad_weights, Tensor grad_scales)"
+)
+spectral_normalize = torch.ops.fastsn.spectral_normalize
+spectral_normalize_backward = torch.ops.fastsn.spectral_normalize_backward
+
+
+def _forward(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+    kinds: Sequence[int],
+    scales: Sequence[float],
+    scale_tensor: Tensor | None,
+    n_power_iterations: int,
+    eps: float,
+    out_dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    chosen = select_backend(backend, weights[0].device, weights[0].dtype, out_dtype)
+    laid_out, new_dims = _native_layouts(chosen, weights, dims, kinds)
+    # Autocast is still on inside an op and would move the reference's products to the lower precision.
+    with torch.autocast(weights[0].device.type, enabled=False):
+        results, *rest = chosen.forward(
+            laid_out, us, vs, new_dims, kinds, scales, scale_tensor, n_power_iterations, eps, out_dtype
+        )
+    results = [
+        _restore_layout(result, weight, used, dim, new_dim)
+        for result, weight, used, dim, new_dim in zip(
+            results, weights, laid_out, dims, new_dims, strict=True
+        )
+    ]
+    return results, *rest
+
+
+def _backward(
+    grads: Sequence[Tensor],
+    grad_sigmas: Tensor | None,
+    weights_sn: Sequence[Tensor],
+    sigmas: Tensor,
+    vectors: Tensor,
+    view_stats: Tensor,
+    dims: Sequence[int],
+    kinds: Sequence[int],
+    scales: Sequence[float],
+    scale_tensor: Tensor | None,
+    grad_dtype: torch.dtype,
+    backend: str,
+) -> tuple[list[Tensor], Tensor]:
+    chosen = select_backend(backend, sigmas.device, grad_dtype, weights_sn[0].dtype)
+    laid_out, new_dims = _native_layouts(chosen, weights_sn, dims, kinds)
+    aligned = [
+        _like_layout(grad, weight_sn, used, dim, new_dim)
+        for grad, weight_sn, used, dim, new_dim in zip(
+            grads, weights_sn, laid_out, dims, new_dims, strict=True
+        )
+    ]
+    with torch.autocast(sigmas.device.type, enabled=False):
+        results, grad_scales = chosen.backward(
+            aligned, grad_sigmas, laid_out, sigmas, vectors, view_stats, new_dims, kinds, scales,
+            scale_tensor, grad_dtype,
+        )  # fmt: skip
+    results = [
+        _restore_layout(result, weight_sn, used, dim, new_dim)
+        for result, weight_sn, used, dim, new_dim in zip(
+            results, weights_sn, laid_out, dims, new_dims, strict=True
+        )
+    ]
+    return results, grad_scales
+
+
+def _native_layouts(
+    backend: Backend, weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
+) -> tuple[list[Tensor], list[int]]:
+    """Weights the backend can walk in place, copied where it must be, and their ``dims``."""
+    laid_out, new_dims = list(weights), list(dims)
+    if backend.any_layout:
+        return laid_out, new_dims
+    for i, (weight, dim, kind) in enumerate(zip(weights, dims, kinds, strict=True)):
+        if native_layout(weight, dim, kind):
+            continue
+        if kind == SN_V_FIRST:
+            weight, new_dims[i] = weight.movedim(dim, 0), 0
+        laid_out[i] = weight.contiguous()
+    return laid_out, new_dims
+
+
+def _like_layout(grad: Tensor, weight_sn: Tensor, used: Tensor, dim: int, new_dim: int) -> Tensor:
+    """``grad`` with the strides of the tensor ``used`` in place of ``weight_sn``."""
+    if used is not weight_sn:
+        grad = grad.movedim(dim, new_dim)
+    if grad.stride() == used.stride() and grad.dtype == used.dtype:
+        return grad
+    return torch.empty_like(used).copy_(grad)
+
+
+def _restore_layout(result: Tensor, like: Tensor, used: Tensor, dim: int, new_dim: int) -> Tensor:
+    """Undoes :func:`_native_layouts` for a result."""
+    if used is like:
+        return result
+    return torch.empty_like(like, dtype=result.dtype).copy_(result.movedim(new_dim, dim))
+
+
+def _fake_forward(
+    weights: Any, us: Any, vs: Any, dims: Any, kinds: Any, scales: Any, scale_tensor: Any,
+    n_power_iterations: int, eps: float, out_dtype: torch.dtype | None, backend: str,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+    dtype = accumulate_dtype(weights[0].dtype)
+    real = dtype.to_real()
+    sizes = [(view.rows, view.cols) for views in group_views(weights, dims, kinds) for view in views]
+    return (
+        [torch.empty_like(weight, dtype=out_dtype) for weight in weights],
+        weights[0].new_empty([len(weights)], dtype=real),
+        weights[0].new_empty([sum(rows + cols for rows, cols in sizes)], dtype=dtype),
+        weights[0].new_empty([len(sizes), 2], dtype=real),
+    )
+
+
+def _fake_backward(
+    grads: Any, grad_sigmas: Any, weights_sn: Any, sigmas: Tensor, vectors: Any, view_stats: Any, dims: Any,
+    kinds: Any, scales: Any, scale_tensor: Any, grad_dtype: torch.dtype, backend: str,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    return (
+        [torch.empty_like(weight_sn, dtype=grad_dtype) for weight_sn in weights_sn],
+        torch.empty_like(sigmas),
+    )
+
+
+def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    weights, us, _, dims, kinds, scales, scale_tensor, _, _, _, backend = inputs
+    weights_sn, sigmas, vectors, view_stats = output
+    ctx.mark_non_differentiable(vectors, view_stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(sigmas, vectors, view_stats, scale_tensor, *weights_sn)
+    ctx.plan = list(dims), list(kinds), list(scales), weights[0].dtype, backend
+    ctx.needs = [weight.requires_grad for weight in weights]
+    ctx.n_views = len(us)
+
+
+def _forward_gradient(
+    ctx: Any, grads: Sequence[Tensor | None], grad_sigmas: Tensor | None, _vectors: Any, _stats: Any
+) -> tuple[Any, ...]:
+    sigmas, vectors, view_stats, scale_tensor, *weights_sn = ctx.saved_tensors
+    dims, kinds, scales, dtype, backend = ctx.plan
+    grad_weights, grad_scale = gradients(
+        grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, dims, kinds, scales, scale_tensor,
+        dtype, backend, ctx.needs,
+    )  # fmt: skip
+    nothing = [None] * ctx.n_views
+    return grad_weights, nothing, nothing, None, None, None, grad_scale, None, None, None, None
+
+
+def gradients(
+    grads: Sequence[Tensor | None],
+    grad_sigmas: Tensor | None,
+    weights_sn: Sequence[Tensor],
+    sigmas: Tensor,
+    vectors: Tensor,
+    view_stats: Tensor,
+    dims: Sequence[int],
+    kinds: Sequence[int],
+    scales: Sequence[float],
+    scale_tensor: Tensor | None,
+    dtype: torch.dtype,
+    backend: str,
+    needs: Sequence[bool],
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Gradients of the weights (None where nothing flows) and of ``scale_tensor``, in one op call.
+
+    Weights whose output took no part in the loss are left out of the call: they cost nothing.
+    """
+    k = len(weights_sn)
+    wanted = [
+        i
+        for i in range(k)
+        if (grads[i] is not None or grad_sigmas is not None)
+        and (needs[i] or scale_tensor is not None)
+    ]
+    grad_weights: list[Tensor | None] = [None] * k
+    if not wanted:
+        return grad_weights, None
+    if len(wanted) < k:
+        # Narrowing is by slices, so that no index is sent to the device.
+        problems = group_views(weights_sn, dims, kinds)
+        flat = split_vectors(vectors, [view for views in problems for view in views])
+        firsts = [sum(len(views) for views in problems[:i]) for i in range(k)]
+        own = [j for i in wanted for j in range(firsts[i], firsts[i] + len(problems[i]))]
+        vectors = torch.cat([part for j in own for part in flat[j]])
+        view_stats = torch.stack([view_stats[j] for j in own])
+    results, grad_scales = spectral_normalize_backward(
+        [torch.zeros_like(weights_sn[i]) if grads[i] is None else grads[i] for i in wanted],
+        _select(grad_sigmas, wanted, k),
+        [weights_sn[i] for i in wanted],
+        _select(sigmas, wanted, k),
+        vectors,
+        view_stats,
+        [dims[i] for i in wanted],
+        [kinds[i] for i in wanted],
+        [scales[i] for i in wanted],
+        _select(scale_tensor, wanted, k),
+        dtype,
+        backend,
+    )
+    for i, result in zip(wanted, results, strict=True):
+        grad_weights[i] = result if needs[i] else None
+    if scale_tensor is None:
+        return grad_weights, None
+    if len(wanted) < k:
+        parts = dict(zip(wanted, grad_scales.unbind(), strict=True))
+        zero = torch.zeros_like(sigmas[0])
+        grad_scales = torch.stack([parts.get(i, zero) for i in range(k)])
+    return grad_weights, grad_scales.to(scale_tensor.dtype)
+
+
+def _select(values: Tensor | None, wanted: Sequence[int], k: int) -> Tensor | None:
+    if values is None or len(wanted) == k:
+        return values
+    return torch.stack([values[i] for i in wanted])
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, dims, kinds, scales, scale_tensor, *_ = inputs
+    ctx.save_for_backward(grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *grads, *weights_sn)
+    ctx.plan = list(dims), list(kinds), list(scales)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_gradient(
+    ctx: Any, pulls: Sequence[Tensor | None], grad_scales: Tensor | None
+) -> tuple[Any, ...]:
+    """Double backward, in differentiable torch: derivatives of the two formulas of Eq. 12.
+
+    With p the gradient with respect to dL/dW and q that of dL/dscale, per weight the function
+    ``(scale <p, G> - (c - g sigma) <p, S>) / sigma + q c / scale`` is differentiated.
+    """
+    grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *rest = ctx.saved_tensors
+    dims, kinds, scales = ctx.plan
+    k = len(dims)
+    grads, weights_sn = rest[:k], rest[k:]
+    problems = group_views(weights_sn, dims, kinds)
+    pairs = split_vectors(vectors, [view for views in problems for view in views])
+    out_grads: list[Tensor] = []
+    out_weights: list[Tensor] = []
+    out_g, out_sigmas, out_scales = [], [], []
+    first = 0
+    for i in range(k):
+        own = range(first, first + len(problems[i]))
+        first += len(own)
+        wide_grad, wide_sn = grads[i].to(vectors.dtype), weights_sn[i].to(vectors.dtype)
+        scale = (
+            torch.full_like(sigmas[i], scales[i])
+            if scale_tensor is None
+            else scale_tensor[i].to(sigmas.dtype)
+        )
+        inverse, inverse_scale = reciprocal(sigmas[i]), reciprocal(scale)
+        c = inner(wide_grad, wide_sn)
+        q = torch.zeros_like(sigmas[i]) if grad_scales is None else grad_scales[i]
+        to_grad, to_sn = q * inverse_scale * wide_sn, q * inverse_scale * wide_grad
+        p_s = p_g = torch.zeros_like(sigmas[i])
+        pull = pulls[i]
+        if pull is not None:
+            p = pull.to(vectors.dtype)
+            direction = sigma_gradient(
+                weights_sn[i].shape,
+                problems[i],
+                [pairs[j] for j in own],
+                [view_stats[j, 1] for j in own],
+            )
+            p_g, p_s = inner(p, wide_grad), inner(p, direction)
+            to_grad = to_grad + inverse * (scale * p - p_s * wide_sn)
+            to_sn = to_sn - inverse * p_s * wide_grad
+        out_grads.append(to_grad.to(grads[i].dtype))
+        out_weights.append(to_sn.to(weights_sn[i].dtype))
+        out_g.append(p_s)
+        out_sigmas.append(-(scale * p_g - c * p_s) * inverse * inverse)
+        out_scales.append(inverse * p_g - q * c * inverse_scale * inverse_scale)
+    return (
+        out_grads,
+        None if grad_sigmas is None else torch.stack(out_g),
+        out_weights,
+        torch.stack(out_sigmas),
+        None, None, None, None, None,
+        None if scale_tensor is None else torch.stack(out_scales).to(scale_tensor.dtype),
+        None, None,
+    )  # fmt: skip
+
+
+def _vmap_by_loop(op: Any) -> Any:
+    """Batching rule: one call per sample. Reached only where the weights or their gradients are batched."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        samples = [
+            op(*(_sample(arg, dim, b) for arg, dim in zip(args, in_dims, strict=True)))
+            for b in range(info.batch_size)
+        ]
+        stacked = tuple(
+            [torch.stack(list(items)) for items in zip(*values, strict=True)]
+            if isinstance(values[0], list)
+            else torch.stack(values)
+            for values in zip(*samples, strict=True)
+        )
+        return stacked, tuple([0] * len(v) if isinstance(v, list) else 0 for v in stacked)
+
+    return rule
+
+
+def _sample(arg: Any, dim: Any, b: int) -> Any:
+    if isinstance(dim, (list, tuple)):
+        return [_sample(item, d, b) for item, d in zip(arg, dim, strict=True)]
+    return arg if dim is None else arg.select(dim, b)
+
+
+for _name, _kernel, _fake, _context, _gradient in (
+    ("spectral_normalize", _forward, _fake_forward, _forward_context, _forward_gradient),
+    ("spectral_normalize_backward", _backward, _fake_backward, _backward_context, _backward_gradient),
+):
+    library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastsn::{_name}", _fake, lib=library)
+    torch.library.register_autograd(
+        f"fastsn::{_name}", _gradient, setup_context=_context, lib=library
+    )
+    torch.library.register_vmap(
+        f"fastsn::{_name}", _vmap_by_loop(getattr(torch.ops.fastsn, _name)), lib=library
+    )

@@ -1,0 +1,350 @@
+"""Spectral normalization of one weight, as a torch parametrization.
+
+``layer.weight`` -> :class:`SpectralNorm` -> :func:`fastsn.engine.normalize` -> the op. A group
+(:mod:`fastsn.group`) hands the normalized weight in for the time of one forward; everything else is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fastsn import engine
+from fastsn.checkpoint import install_load_hook
+from fastsn.functional import normalize_dim
+from fastsn.problem import BSN, SN, SN_V_FIRST, View, views_of
+from fastsn.serialization import make_picklable
+
+__all__ = ["SpectralNorm", "spectral_norm"]
+
+#: Power iterations at registration, as torch's.
+WARM_UP = 15
+
+_VECTOR_NAMES = (("_u", "_v"), ("_u_in", "_v_in"))
+
+
+class SpectralNorm(nn.Module):
+    """Parametrization ``W -> scale * W / sigma(W)``; made by :func:`spectral_norm` and :func:`fastsn.apply`.
+
+    Attributes:
+        dim: dimension of the rows, not negative.
+        kind: which sums make sigma (:mod:`fastsn.problem`).
+        n_power_iterations: iterations per training forward.
+        eps: lower bound of the norms the vectors are divided by.
+        update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.
+        scale: float, or a 0-d tensor that may need gradients.
+        _u, _v: vectors ``[rows]``, ``[cols]`` of the unfolding along ``dim``, as torch's. Absent for 1-d weights.
+        _u_in, _v_in: vectors of BSN's other unfolding.
+    """
+
+    dim: int
+    kind: int
+    n_power_iterations: int
+    eps: float
+    update: str
+
+    def __init__(
+        self,
+        weight: Tensor,
+        n_power_iterations: int = 1,
+        dim: int = 0,
+        eps: float = 1e-12,
+        *,
+        kind: int = SN,
+        scale: float | Tensor = 1.0,
+        update: str = "forward",
+    ) -> None:
+        super().__init__()
+        check_options(n_power_iterations, eps, scale, update)
+        self.dim = normalize_dim(dim, weight.ndim)
+        if kind == BSN and weight.ndim > 2 and self.dim > 1:
+            raise ValueError(
+                f"Expected dim to be 0 or 1 for a bidirectional norm, but got dim={self.dim}"
+            )
+        # In a matrix the two unfoldings are transposes of each other: BSN is SN, and iterates once.
+        self.kind = SN if kind == BSN and weight.ndim <= 2 else kind
+        self.n_power_iterations = n_power_iterations
+        self.eps = eps
+        self.update = update
+        _hold_scale(self, scale)
+        self._forget()
+        self._shape = tuple(weight.shape)
+        if weight.ndim > 1:
+            self._draw(weight)
+
+    # Vectors
+
+    @property
+    def views(self) -> list[View]:
+        return views_of(self._shape, self.dim, self.kind)
+
+    @property
+    def vector_names(self) -> list[tuple[str, str]]:
+        """Buffer names ``(u, v)`` per unfolding; empty for a 1-d weight."""
+        return list(_VECTOR_NAMES[: len(self.views)]) if len(self._shape) > 1 else []
+
+    def vectors(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers ``(u, v)`` per unfolding."""
+        return [(getattr(self, u), getattr(self, v)) for u, v in self.vector_names]
+
+    def _draw(self, weight: Tensor) -> None:
+        for view, (u_name, v_name) in zip(self.views, self.vector_names, strict=True):
+            for name, size in ((u_name, view.rows), (v_name, view.cols)):
+                vector = weight.detach().new_empty(size).normal_(0, 1)
+                self.register_buffer(name, F.normalize(vector, dim=0, eps=self.eps))
+        self.advance(weight, WARM_UP)
+
+    @torch.no_grad()
+    def reset(self, weight: Tensor) -> None:
+        """Draws the vectors anew and warms them up on ``weight`` (15 iterations), in place."""
+        for pair in self.vectors():
+            for vector in pair:
+                vector.copy_(F.normalize(torch.empty_like(vector).normal_(0, 1), dim=0, eps=self.eps))
+        if self._shape and len(self._shape) > 1:
+            self.advance(weight, WARM_UP)
+
+    @torch.no_grad()
+    def advance(self, weight: Tensor, n_power_iterations: int | None = None) -> None:
+        """Advances the vectors now, by ``n_power_iterations`` (default: the layer's own number)."""
+        n = self.n_power_iterations if n_power_iterations is None else n_power_iterations
+        if len(self._shape) > 1:
+            engine.compute([self], [weight], n)
+        self._record = None
+        self._weight_key = engine.weight_key(weight)
+
+    # Forward
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self._shared is not None:
+            return self._shared
+        return engine.normalize([self], [weight])[0]
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
+        return value
+
+    # State
+
+    def _forget(self) -> None:
+        """State that belongs to this process and moment: never copied, pickled or compared."""
+        self._shared: Tensor | None = None
+        self._record: engine.Record | None = None
+        self._weight_key: Any = None
+        self._synchronized = False
+        self.handle = engine.new_handle(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_shared", "_record", "_weight_key", "_synchronized", "handle"):
+            state.pop(name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._record = self._weight_key = None
+        second = [prefix + name for name in ("_u_in", "_v_in")]
+        if self.kind == BSN and prefix + "_u" in state_dict and second[0] not in state_dict:
+            # An SN checkpoint in a BSN layer: the pair it does not have warms up on the loaded weight.
+            weight = state_dict.get(prefix.removesuffix("0.") + "original")
+            for key in second:
+                if key in missing_keys:
+                    missing_keys.remove(key)
+            if isinstance(weight, Tensor) and tuple(weight.shape) == self._shape and not error_msgs:
+                self._warm_second_pair(weight.detach().to(self._u_in))
+
+    @torch.no_grad()
+    def _warm_second_pair(self, weight: Tensor) -> None:
+        dim = self.views[1].dim
+        other = SpectralNorm(weight, dim=dim, eps=self.eps)
+        self._u_in.copy_(other._u)
+        self._v_in.copy_(other._v)
+
+    def extra_repr(self) -> str:
+        name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]
+        scale = f"{self.scale:g}" if isinstance(self.scale, float) else "tensor"
+        return f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
+
+
+def spectral_norm(
+    module: nn.Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
+    *,
+    bidirectional: bool = False,
+    scale: float | Tensor = 1.0,
+) -> nn.Module:
+    r"""Normalizes one weight of a module by its spectral norm: a drop-in for torch's ``spectral_norm``.
+
+    .. math:: \bar W = \mathrm{scale} \cdot W / \sigma(W)
+
+    SN (Miyato et al. 2018): :math:`\sigma` is the largest singular value of the weight unfolded along ``dim``.
+    With ``bidirectional=True`` BSN (section 5.1 of the BSSN paper): the mean of the largest singular values of
+    the unfoldings along dimensions 0 and 1; in a 2-d weight they are equal and it is SN. With ``scale`` these
+    are SSN and BSSN (section 5.2). A 1-d weight is divided by its Euclidean norm.
+
+    Each access of the weight in training mode advances the singular vectors by ``n_power_iterations``; in
+    evaluation mode sigma is taken at the stored vectors. Buffers, checkpoints and numbers are torch's.
+    :func:`fastsn.apply` does this for a whole model at once, and faster.
+
+    Args:
+        module: the layer.
+        name: its parameter or buffer.
+        n_power_iterations: iterations per training access.
+        eps: lower bound of the norms the vectors are divided by.
+        dim: dimension of the rows. Default: 1 for transposed convolutions, else 0.
+        bidirectional: BSN instead of SN; needs ``dim`` 0 or 1.
+        scale: a number, or a 0-d tensor that may need gradients (an ``nn.Parameter`` becomes one of the layer's
+            parameters; the same one may serve several layers).
+
+    Returns:
+        ``module``, whose ``name`` is now a property; the parameter is ``module.parametrizations.<name>.original``.
+
+    Raises:
+        ValueError: no such parameter, a lazy one not initialized yet, options out of range, tied weight.
+        TypeError: an integer weight.
+        IndexError: ``dim`` out of range.
+
+    Example::
+
+        >>> layer = fastsn.spectral_norm(nn.Conv2d(3, 64, 3), bidirectional=True, scale=1.2)
+        >>> layer(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 64, 6, 6])
+    """
+    kind = BSN if bidirectional else SN
+    return register(module, name, n_power_iterations, eps, dim, kind=kind, scale=scale)
+
+
+def register(
+    module: nn.Module,
+    name: str,
+    n_power_iterations: int,
+    eps: float,
+    dim: int | None,
+    *,
+    kind: int,
+    scale: float | Tensor,
+    update: str = "forward",
+) -> nn.Module:
+    """:func:`spectral_norm` with every option of :class:`SpectralNorm`."""
+    weight = check_weight(module, name)
+    dim = default_dim(module) if dim is None else dim
+    norm = SpectralNorm(weight, n_power_iterations, dim, eps, kind=kind, scale=scale, update=update)
+    # Registration reads the weight once to check its dtype; autocast would change it.
+    with torch.autocast(weight.device.type, enabled=False):
+        parametrize.register_parametrization(module, name, norm)
+    adopt(module, name, norm)
+    return module
+
+
+def adopt(module: nn.Module, name: str, norm: SpectralNorm) -> None:
+    """What a layer with a registered :class:`SpectralNorm` needs besides: pickling, checkpoints, tied weights."""
+    make_picklable(module)
+    install_load_hook(module)
+    weight = module.parametrizations[name].original
+    _owners[id(weight)] = weakref.ref(weight), weakref.ref(module), name
+
+
+def default_dim(module: nn.Module) -> int:
+    """torch's rule: the output channels come second in a transposed convolution."""
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return 1 if isinstance(module, transposed) else 0
+
+
+def check_options(n_power_iterations: int, eps: float, scale: float | Tensor, update: str) -> None:
+    """Raises for options no weight could be normalized with."""
+    if n_power_iterations <= 0:
+        raise ValueError(
+            "Expected n_power_iterations to be positive, but "
+            f"got n_power_iterations={n_power_iterations}"
+        )
+    if not eps >= 0 or math.isinf(eps):
+        raise ValueError(f"Expected eps to be non-negative and finite, but got eps={eps}")
+    if update not in ("forward", "step"):
+        raise ValueError(f"expected update to be 'forward' or 'step', got {update!r}")
+    if isinstance(scale, Tensor):
+        if scale.ndim != 0 or not scale.is_floating_point():
+            raise ValueError(
+                "expected scale to be a number or a floating 0-d tensor, "
+                f"got a {scale.dtype} tensor of shape {tuple(scale.shape)}"
+            )
+        number = float(scale.detach()) if scale.device.type != "meta" else 1.0
+    else:
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise TypeError(f"expected scale to be a number or a 0-d tensor, got {scale!r}")
+        number = float(scale)
+    if number == 0 or not math.isfinite(number):
+        raise ValueError(f"expected scale to be finite and not zero, got {number}")
+
+
+def check_weight(module: nn.Module, name: str) -> Tensor:
+    """The weight to normalize; raises when there is none that can be."""
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"Module '{module}' has no parameter or buffer with name '{name}'")
+    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+        raise ValueError(
+            f"expected '{name}' of {module} to be initialized, got an uninitialized (lazy) parameter: "
+            "run one forward of the model before normalizing it"
+        )
+    if f"{name}_orig" in module._parameters:
+        raise ValueError(
+            f"expected '{name}' of {module} to be a parameter, got one that "
+            "torch.nn.utils.spectral_norm or weight_norm already normalizes: "
+            "fastsn.convert(model) takes over torch's spectral norms"
+        )
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise TypeError(f"expected '{name}' of {module} to be floating or complex, got {weight.dtype}")
+    if weight.ndim == 0:
+        raise ValueError(f"expected '{name}' of {module} to have at least one dimension, got a scalar")
+    if _is_owned(weight):
+        raise ValueError(
+            f"expected '{name}' of {module} to belong to one layer, got a tied weight that another "
+            "layer's spectral norm already normalizes: normalize one of them and share the layer instead"
+        )
+    return weight
+
+
+# Which layer normalizes a parameter, to notice tied weights. Keyed by id, as tensors do not compare.
+_owners: dict[int, tuple[weakref.ref[Tensor], weakref.ref[nn.Module], str]] = {}
+
+
+def _is_owned(weight: Tensor) -> bool:
+    if id(weight) not in _owners:
+        return False
+    tensor, module, name = _owners[id(weight)]
+    host = module()
+    if (
+        tensor() is weight
+        and host is not None
+        and parametrize.is_parametrized(host, name)
+        and host.parametrizations[name].original is weight
+    ):
+        return True
+    del _owners[id(weight)]
+    return False
+
+
+def _hold_scale(norm: SpectralNorm, scale: float | Tensor) -> None:
+    if isinstance(scale, nn.Parameter):
+        norm.register_parameter("scale", scale)
+    elif isinstance(scale, Tensor):
+        norm.register_buffer("scale", scale, persistent=False)
+    else:
+        norm.scale = float(scale)

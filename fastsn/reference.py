@@ -1,0 +1,205 @@
+r"""Reference backend: the specification of what every backend computes, in plain PyTorch.
+
+Any floating or complex dtype, any device, any strides; no host synchronization.
+
+**Forward.** For the unfolding ``M = unfold_d(W)`` with stored vectors ``u``, ``v``, one power iteration is
+
+    s = M v,   u = n(s),   t = M^H u,   v = n(t),   n(x) = x / max(||x||, eps)
+
+and then ``sigma_d = u^H M v = ||t||``, the norm that was just computed, divided by ``||u||`` so that it does
+not depend on the length of ``u`` (``n`` leaves a vector shorter than ``eps`` short). With no iteration
+(evaluation) ``sigma_d = Re(u^H M v) / (||u|| ||v||)``. SN uses one unfolding, BSN the mean of two (paper,
+section 5.1): ``sigma = sum_d a_d sigma_d``, and ``W_sn = scale W / sigma``.
+
+**Backward** (Miyato et al. 2018, Eq. 12; ``u``, ``v`` constants). ``sigma`` is then linear in ``W``:
+
+    d sigma = Re<S, dW>,     S = sum_d alpha_d fold_d(u_d v_d^H),     alpha_d = a_d / (||u_d|| ||v_d||)
+
+With ``G = dL/dW_sn`` and ``g = dL/dsigma``, ``dW_sn = scale dW / sigma - W_sn dsigma / sigma`` gives
+
+    dL/dW     = (scale G - (c - g sigma) S) / sigma,        c = Re<G, W_sn>
+    dL/dscale = c / scale
+
+so backward needs ``W_sn``, the vectors and ``sigma``, never ``W`` itself: a weight may change in between.
+
+**Degenerate cases.** Where a norm in the iteration is zero or not finite, the weight's vectors stay as they
+were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsn.problem import SN_V_FIRST, View, accumulate_dtype, group_views, split_vectors
+
+__all__ = ["backward", "forward", "unsupported_reasons"]
+
+
+def unsupported_reasons(
+    device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+) -> list[str]:
+    """Why this backend cannot serve such weights: never, for floating and complex dtypes."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return []
+    return [f"expected a floating or complex dtype, got {dtype}"]
+
+
+def unfold(weight: Tensor, dim: int) -> Tensor:
+    """Mode-``dim`` unfolding: ``weight.shape[dim]`` rows, the other dimensions in order."""
+    return weight.movedim(dim, 0).flatten(1)
+
+
+def fold(matrix: Tensor, shape: torch.Size, dim: int) -> Tensor:
+    """Inverse of :func:`unfold` for a weight of ``shape``."""
+    rest = [size for d, size in enumerate(shape) if d != dim]
+    return matrix.reshape([shape[dim], *rest]).movedim(0, dim)
+
+
+def forward(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+    kinds: Sequence[int],
+    scales: Sequence[float],
+    scale_tensor: Tensor | None,
+    n_power_iterations: int,
+    eps: float,
+    out_dtype: torch.dtype | None,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Normalizes ``weights``; see :mod:`fastsn.op` for the arguments and results."""
+    weights_sn: list[Tensor] = []
+    sigmas: list[Tensor] = []
+    vectors: list[Tensor] = []
+    stats: list[Tensor] = []
+    accumulate = accumulate_dtype(weights[0].dtype)
+    first = 0
+    for i, (weight, kind) in enumerate(zip(weights, kinds, strict=True)):
+        views = group_views([weight], [dims[i]], [kind])[0]
+        own = range(first, first + len(views))
+        first += len(views)
+        given = [(us[j].to(accumulate), vs[j].to(accumulate)) for j in own]
+        wide = weight.to(accumulate)
+        steps = [
+            _iterate(unfold(wide, view.dim), *pair, kind, n_power_iterations, eps)
+            for view, pair in zip(views, given, strict=True)
+        ]
+        good = torch.stack([step[3] for step in steps]).all()
+        sigma = torch.zeros((), dtype=accumulate, device=weight.device).abs()
+        for view, pair, (u, v, view_sigma, _) in zip(views, given, steps, strict=True):
+            u, v = torch.where(good, u, pair[0]), torch.where(good, v, pair[1])
+            vectors += [u, v]
+            stats.append(torch.stack([view_sigma, _alpha(u, v, view.coefficient)]))
+            sigma = sigma + view.coefficient * view_sigma
+        scale = scales[i] if scale_tensor is None else scale_tensor[i].to(sigma.dtype)
+        zero = sigma == 0
+        # zero * W rather than 0: a non-finite weight stays visible in W_sn.
+        factor = torch.where(zero, torch.zeros_like(sigma), scale)
+        result = wide * factor / torch.where(zero, torch.ones_like(sigma), sigma)
+        weights_sn.append(torch.empty_like(weight, dtype=out_dtype).copy_(result))
+        sigmas.append(sigma)
+    return weights_sn, torch.stack(sigmas), torch.cat(vectors), torch.stack(stats)
+
+
+def _iterate(
+    matrix: Tensor, u: Tensor, v: Tensor, kind: int, n_power_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Power iteration of one unfolding: ``(u, v, sigma, every norm was finite and positive)``."""
+    if kind == SN_V_FIRST:
+        v, u, sigma, good = _iterate(matrix.mH, v, u, 0, n_power_iterations, eps)
+        return u, v, sigma, good
+    good = torch.ones((), dtype=torch.bool, device=matrix.device)
+    if n_power_iterations == 0:
+        lengths = norm(u) * norm(v)
+        product = torch.vdot(u, torch.mv(matrix, v))
+        product = product.real if product.is_complex() else product
+        empty = lengths == 0
+        return u, v, torch.where(empty, lengths, product / torch.where(empty, 1, lengths)), good
+    t_norm = u_norm = norm(u)
+    for _ in range(n_power_iterations):
+        s = torch.mv(matrix, v)
+        s_norm = norm(s)
+        u = s / s_norm.clamp_min(eps)
+        t = torch.mv(matrix.mH, u)
+        t_norm = norm(t)
+        v = t / t_norm.clamp_min(eps)
+        u_norm = s_norm / s_norm.clamp_min(eps)
+        good = good & _usable(s_norm) & _usable(t_norm)
+    empty = u_norm == 0
+    return u, v, torch.where(empty, t_norm, t_norm / torch.where(empty, 1, u_norm)), good
+
+
+def backward(
+    grads: Sequence[Tensor],
+    grad_sigmas: Tensor | None,
+    weights_sn: Sequence[Tensor],
+    sigmas: Tensor,
+    vectors: Tensor,
+    view_stats: Tensor,
+    dims: Sequence[int],
+    kinds: Sequence[int],
+    scales: Sequence[float],
+    scale_tensor: Tensor | None,
+    grad_dtype: torch.dtype,
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the weights and scales; see :mod:`fastsn.op` for the arguments and results."""
+    grad_weights, grad_scales = [], []
+    problems = group_views(weights_sn, dims, kinds)
+    pairs = split_vectors(vectors, [view for views in problems for view in views])
+    first = 0
+    for i, (grad, weight_sn, views) in enumerate(zip(grads, weights_sn, problems, strict=True)):
+        own = range(first, first + len(views))
+        first += len(views)
+        wide = grad.to(vectors.dtype)
+        direction = sigma_gradient(
+            weight_sn.shape, views, [pairs[j] for j in own], [view_stats[j, 1] for j in own]
+        )
+        sigma = sigmas[i]
+        scale = scales[i] if scale_tensor is None else scale_tensor[i].to(sigma.dtype)
+        product = inner(wide, weight_sn.to(vectors.dtype))
+        pull = product if grad_sigmas is None else product - grad_sigmas[i] * sigma
+        result = (scale * wide - pull * direction) * reciprocal(sigma)
+        grad_weights.append(torch.empty_like(weight_sn, dtype=grad_dtype).copy_(result))
+        grad_scales.append(product * reciprocal(torch.as_tensor(scale, device=sigma.device)))
+    return grad_weights, torch.stack(grad_scales).to(sigmas.dtype)
+
+
+def sigma_gradient(
+    shape: torch.Size,
+    views: Sequence[View],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    alphas: Sequence[Tensor],
+) -> Tensor:
+    """``S``, the gradient of sigma with respect to a weight of ``shape``."""
+    parts = [
+        fold(torch.outer(alpha * u, v.conj()), shape, view.dim)
+        for view, (u, v), alpha in zip(views, pairs, alphas, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product ``Re<a, b>``, a 0-d tensor."""
+    product = (a.conj() * b).sum()
+    return product.real if product.is_complex() else product
+
+
+def reciprocal(x: Tensor) -> Tensor:
+    """``1 / x``, and 0 for 0."""
+    zero = x == 0
+    return torch.where(zero, torch.zeros_like(x), 1 / torch.where(zero, torch.ones_like(x), x))
+
+
+def norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x)
+
+
+def _usable(x: Tensor) -> Tensor:
+    return torch.isfinite(x) & (x > 0)
+
+
+def _alpha(u: Tensor, v: Tensor, coefficient: float) -> Tensor:
+    return coefficient * reciprocal(norm(u) * norm(v))

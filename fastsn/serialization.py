@@ -1,0 +1,51 @@
+"""pickle, ``torch.save(module)`` and ``copy.copy`` for parametrized modules.
+
+torch gives a parametrized module a class of its own, made on the fly, that refuses to be pickled. Here it
+is pickled as its original class and the names of its parametrized tensors, from which the class is remade.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ["make_picklable", "own_class"]
+
+
+def make_picklable(module: nn.Module) -> None:
+    """Lets a parametrized ``module`` be pickled and copied; the parametrizations themselves must be too."""
+    type(module).__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
+
+
+def own_class(module: nn.Module) -> None:
+    """Gives a parametrized ``module`` a class that no deep copy of it shares.
+
+    Removing a parametrization deletes a property from the class, which would break the copies.
+    """
+    cls = type(module)
+    attributes = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(cls.__name__, cls.__bases__, attributes)
+
+
+def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+    base = type(module).__bases__[0]
+    custom = getattr(base, "__getstate__", None)
+    if custom is not None and custom is not getattr(object, "__getstate__", None):
+        state = custom(module)
+    else:
+        state = module.__dict__.copy()
+    return _remake, (base, tuple(module.parametrizations)), state
+
+
+def _remake(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    module = base.__new__(base)
+    nn.Module.__init__(module)
+    for name in names:
+        # Placeholders: unpickling replaces all of the module's state, the class's properties stay.
+        module.register_buffer(name, torch.empty(0))
+        parametrize.register_parametrization(module, name, nn.Identity(), unsafe=True)
+    make_picklable(module)
+    return module

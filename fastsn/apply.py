@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fastsn.distributed import is_sharded
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import (
     SpectralNorm,
@@ -52,19 +52,22 @@ def apply(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
 ) -> SpectralNormGroup:
-    """Normalizes the weights of all linear, embedding and convolution layers of ``model``, as one group.
+    """Normalizes the weights of all linear, embedding and convolution layers of ``model``, as one
+    group.
 
     Args:
         model: changed in place; its forward computes the group.
-        method: ``"sn"`` (Miyato et al. 2018), ``"ssn"`` (SN with a scale), ``"bsn"`` (bidirectional, section 5.1 of
-            the paper) or ``"bssn"`` (BSN with a scale, section 5.2).
-        scale: factor of all normalized weights, for ``"ssn"`` and ``"bssn"``: a number, or a 0-d tensor or
-            parameter ("same gamma"). Default: 1.2. For one parameter per layer, call :func:`fastsn.spectral_norm`
-            for each and group them with :class:`fastsn.SpectralNormGroup`.
-        update: ``"forward"``: every training forward advances the vectors, as in torch. ``"step"``: once per change
-            of the weights; the forwards between two optimizer steps share one sigma and one normalized weight, as in
-            the training code of the paper's authors. A change is seen by a weight's version counter or address, or
-            made known by ``group.update()``; a write through ``.data`` is not seen.
+        method: ``"sn"`` (Miyato et al. 2018), ``"ssn"`` (SN with a scale), ``"bsn"``
+            (bidirectional, section 5.1 of the paper) or ``"bssn"`` (BSN with a scale, section 5.2).
+        scale: factor of all normalized weights, for ``"ssn"`` and ``"bssn"``: a number, or a 0-d
+            tensor or parameter ("same gamma"). Default: 1.2. For one parameter per layer, call
+            :func:`fastsn.spectral_norm` for each and group them with
+            :class:`fastsn.SpectralNormGroup`.
+        update: ``"forward"``: every training forward advances the vectors, as in torch. ``"step"``:
+            once per change of the weights; the forwards between two optimizer steps share one sigma
+            and one normalized weight, as in the training code of the paper's authors. A change is
+            seen by a weight's version counter or address, or made known by ``group.update()``; a
+            write through ``.data`` is not seen.
         n_power_iterations: per advance.
         eps: lower bound of the norms the vectors are divided by.
         include: layer names or patterns (``"blocks.*.conv?"``) to normalize. Default: all.
@@ -74,8 +77,9 @@ def apply(
         The group. ``print`` it to see what is normalized and what was left alone, and why.
 
     Raises:
-        ValueError: unknown method or update; a scale for a method without one; options out of range; a pattern or a
-            model that matches nothing; a layer that is normalized already or lazy; tied weights.
+        ValueError: unknown method or update; a scale for a method without one; options out of
+            range; a pattern or a model that matches nothing; a layer that is normalized already or
+            lazy; tied weights.
         TypeError: a matched layer has an integer weight.
 
     All checks come first: after an error the model is as it was.
@@ -100,12 +104,19 @@ def apply(
     chosen, notes = _select(model, include, exclude)
     norms = [
         SpectralNorm(
-            layer.weight, n_power_iterations, default_dim(layer), eps, kind=kind, scale=scale, update=update
+            layer.weight,
+            n_power_iterations,
+            default_dim(layer),
+            eps,
+            kind=kind,
+            scale=scale,
+            update=update,
         ).train(layer.training)
         for _, layer in chosen
     ]
     for (_, layer), norm in zip(chosen, norms, strict=True):
-        # Unsafe means unchecked: the check would be a forward, and a failing one half-way. All was checked above.
+        # Unsafe means unchecked: the check would be a forward, and a failing one half-way. All was
+        # checked above.
         parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
         adopt(layer, "weight", norm)
         if norm.training:  # the iteration of that forward, so that the numbers are spectral_norm's
@@ -124,7 +135,9 @@ def _select(
     for option, patterns in (("include", wanted or []), ("exclude", unwanted)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"expected {option} pattern {pattern!r} to match a layer, got no match")
+                raise ValueError(
+                    f"expected {option} pattern {pattern!r} to match a layer, got no match"
+                )
     chosen: list[tuple[str, nn.Module]] = []
     notes: dict[str, str] = {}
     seen: dict[int, str] = {}
@@ -181,8 +194,10 @@ def _checked(name: str, layer: nn.Module) -> Tensor:
         weight = check_weight(layer, "weight")
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer '{name}': {error}") from None
-    if weight.device != torch.device("meta") and hasattr(weight, "full_tensor"):
-        raise ValueError(f"expected layer '{name}' to be normalized before FSDP shards it, got a DTensor")
+    if is_sharded(weight):
+        raise ValueError(
+            f"expected layer '{name}' to be normalized before FSDP shards it, got a DTensor"
+        )
     return weight
 
 

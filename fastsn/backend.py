@@ -1,8 +1,8 @@
 """Backend choice: which implementation serves a call, and why the others do not.
 
 A backend asked for by name works or raises with every reason; ``auto`` takes the first of
-:data:`ORDER` that has no reason against it. The choice is made inside the op, where device and dtype are
-known, so eager and compiled code agree.
+:data:`ORDER` that has no reason against it. The choice is made inside the op, where device and
+dtype are known, so eager and compiled code agree.
 """
 
 from __future__ import annotations
@@ -50,10 +50,20 @@ def _missing(*args: Any) -> Any:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", native.cuda.forward, native.cuda.backward, native.cuda.unsupported_reasons, False),
+        Backend(
+            "cuda",
+            native.cuda.forward,
+            native.cuda.backward,
+            native.cuda.unsupported_reasons,
+            False,
+        ),
         Backend("triton", _missing, _missing, _not_here("Triton"), False),
-        Backend("cpu", native.cpu.forward, native.cpu.backward, native.cpu.unsupported_reasons, False),
-        Backend("reference", reference.forward, reference.backward, reference.unsupported_reasons, True),
+        Backend(
+            "cpu", native.cpu.forward, native.cpu.backward, native.cpu.unsupported_reasons, False
+        ),
+        Backend(
+            "reference", reference.forward, reference.backward, reference.unsupported_reasons, True
+        ),
     )
 }
 
@@ -74,12 +84,14 @@ def use_backend(name: str) -> Iterator[None]:
     """Uses one backend inside the ``with`` block, for all threads of the process.
 
     Args:
-        name: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or ``"auto"`` for the first that works. The
-            environment variable ``FASTSN_BACKEND`` does the same for a whole process; this wins over it.
+        name: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or ``"auto"`` for the first that
+            works. The environment variable ``FASTSN_BACKEND`` does the same for a whole process;
+            this wins over it.
 
     Raises:
         ValueError: ``name`` is not a backend.
-        RuntimeError: at the first call in the block that the backend cannot serve, with the reasons.
+        RuntimeError: at the first call in the block that the backend cannot serve, with the
+            reasons.
     """
     global _requested
     _check_name(name, "use_backend")

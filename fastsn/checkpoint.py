@@ -1,14 +1,16 @@
-"""State dicts of other spectral norms: read by ``load_state_dict``, written by :func:`convert_state_dict`.
+"""State dicts of other spectral norms: read by ``load_state_dict``, written by
+:func:`convert_state_dict`.
 
-==================  ===================================================================================
-layout              keys of a layer ``conv``
-==================  ===================================================================================
-fastsn, torch       ``conv.parametrizations.weight.original``, ``...weight.0._u``, ``...weight.0._v``
-fastsn, BSN         the same and ``...weight.0._u_in``, ``...weight.0._v_in``
-torch's old hook    ``conv.weight_orig``, ``conv.weight_u``, ``conv.weight_v``
-BigGAN              ``conv.weight``, ``conv.u0`` of shape (1, rows), ``conv.sv0``
-mimicry             ``conv.weight``, ``conv.sn_u`` of shape (1, rows), ``conv.sn_sigma``
-==================  ===================================================================================
+==================
+=================================================================================== layout
+keys of a layer ``conv`` ==================
+=================================================================================== fastsn, torch
+``conv.parametrizations.weight.original``, ``...weight.0._u``, ``...weight.0._v`` fastsn, BSN
+the same and ``...weight.0._u_in``, ``...weight.0._v_in`` torch's old hook    ``conv.weight_orig``,
+``conv.weight_u``, ``conv.weight_v`` BigGAN              ``conv.weight``, ``conv.u0`` of shape (1,
+rows), ``conv.sv0`` mimicry             ``conv.weight``, ``conv.sn_u`` of shape (1, rows),
+``conv.sn_sigma`` ==================
+===================================================================================
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsn.functional import spectral_normalize
+from fastsn.problem import WARM_UP
 from fastsn.reference import unfold
 
 __all__ = ["convert_state_dict", "install_load_hook", "prepare_load"]
@@ -30,18 +34,22 @@ _LEFT_VECTORS = {"u0": "sv0", "sn_u": "sn_sigma"}  # BigGAN, mimicry: left vecto
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], to: str = "fastsn") -> OrderedDict[str, Any]:
-    """A copy of ``state_dict`` in another layout; entries that are not a spectral norm's stay as they are.
+    """A copy of ``state_dict`` in another layout; entries that are not a spectral norm's stay as
+    they are.
 
-    Loading needs no conversion: fastsn layers read all of the layouts. It is for the way back, and for
+    Loading needs no conversion: fastsn layers read all of the layouts. It is for the way back, and
+        for
     looking at a file without a model.
 
     Args:
         state_dict: of a fastsn model, or in one of the layouts above.
-        to: ``"fastsn"``; ``"torch"``, which is fastsn's without BSN's second pair of vectors and without a
-            learned scale, for torch's parametrization; or ``"torch-hook"``, for torch's old hook.
+        to: ``"fastsn"``; ``"torch"``, which is fastsn's without BSN's second pair of vectors and
+            without a learned scale, for torch's parametrization; or ``"torch-hook"``, for torch's
+            old hook.
 
     Raises:
-        ValueError: unknown layout, or a left vector whose weight is missing or has another number of rows.
+        ValueError: unknown layout, or a left vector whose weight is missing or has another number
+            of rows.
 
     Example::
 
@@ -92,7 +100,9 @@ def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str
         if left is None:
             return
         if prefix + name not in state_dict:
-            raise ValueError(f"expected '{prefix}{name}' beside '{prefix}{left}', got no such entry")
+            raise ValueError(
+                f"expected '{prefix}{name}' beside '{prefix}{left}', got no such entry"
+            )
         state_dict[stem + "original"] = state_dict.pop(prefix + name)
         state_dict[stem + "0._u"] = state_dict.pop(prefix + left).flatten()
         state_dict.pop(prefix + _LEFT_VECTORS[left], None)
@@ -108,7 +118,9 @@ def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str
 
 def install_load_hook(module: nn.Module) -> None:
     """Lets ``module.load_state_dict`` read the layouts above, and refuse bad entries before any is copied."""
-    if _load_hook not in [getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()]:
+    if _load_hook not in [
+        getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()
+    ]:
         module.register_load_state_dict_pre_hook(_load_hook)
 
 
@@ -122,7 +134,8 @@ def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix
     """Renames foreign entries of one parametrized ``module`` and checks them against it.
 
     Raises:
-        RuntimeError: an entry of the wrong shape or with non-finite vectors. Nothing was loaded then.
+        RuntimeError: an entry of the wrong shape or with non-finite vectors. Nothing was loaded
+            then.
     """
     for name, parametrization in getattr(module, "parametrizations", {}).items():
         vector_names = getattr(parametrization[0], "vector_names", None)
@@ -135,10 +148,33 @@ def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix
         stem = f"{prefix}parametrizations.{name}."
         expected = {"original": parametrization.original}
         expected.update(
-            ("0." + vector, getattr(parametrization[0], vector)) for pair in vector_names for vector in pair
+            ("0." + vector, getattr(parametrization[0], vector))
+            for pair in vector_names
+            for vector in pair
         )
         for key, own in expected.items():
             _check_entry(stem + key, state_dict.get(stem + key), own, key != "original")
+        _complete_pair(state_dict, stem, parametrization[0])
+
+
+def _complete_pair(state_dict: MutableMapping[str, Any], stem: str, norm: Any) -> None:
+    """An SN checkpoint for a BSN layer: warms the pair it does not have up on its weight."""
+    weight, u_in = state_dict.get(stem + "original"), getattr(norm, "_u_in", None)
+    if weight is None or u_in is None or stem + "0._u" not in state_dict:
+        return
+    if stem + "0._u_in" in state_dict or stem + "0._v_in" in state_dict:
+        return
+    weight, view = weight.detach().to(u_in), norm.views[1]
+    result = spectral_normalize(
+        [weight],
+        [F.normalize(weight.new_empty(view.rows).normal_(), dim=0)],
+        [F.normalize(weight.new_empty(view.cols).normal_(), dim=0)],
+        dims=[view.dim],
+        n_power_iterations=WARM_UP,
+        eps=norm.eps,
+    )
+    state_dict[stem + "0._u_in"] = result.us[0].to(weight.dtype)
+    state_dict[stem + "0._v_in"] = result.vs[0].to(weight.dtype)
 
 
 def _check_entry(key: str, value: Any, own: Tensor, vector: bool) -> None:

@@ -24,9 +24,10 @@ __all__ = ["convert", "fold"]
 def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
     """Replaces torch's spectral norms in ``model``, of either API, by fastsn's, as one group.
 
-    Parameters and singular vectors are taken over as they are, so that outputs, gradients and training go on with
-    the same numbers, and an optimizer keeps its parameters. Layers of the old hook keep its order of iteration.
-    State-dict keys of the old hook become those of the parametrization; old files still load.
+    Parameters and singular vectors are taken over as they are, so that outputs, gradients and
+    training go on with the same numbers, and an optimizer keeps its parameters. Layers of the old
+    hook keep its order of iteration. State-dict keys of the old hook become those of the
+    parametrization; old files still load.
 
     Args:
         model: changed in place.
@@ -93,7 +94,9 @@ def _notes(model: nn.Module) -> dict[str, str]:
                 held = model.get_submodule(layer_name)
                 if not any(isinstance(norm, (TorchSpectralNorm, SpectralNorm)) for norm in held):
                     kinds = ", ".join(type(norm).__name__ for norm in held)
-                    notes[stem[0] + stem[1].split(".")[0]] = f"parametrized by {kinds}, not by a spectral norm"
+                    notes[stem[0] + stem[1].split(".")[0]] = (
+                        f"parametrized by {kinds}, not by a spectral norm"
+                    )
         elif isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.ndim < 2:
             continue
         elif not own.endswith("_orig"):
@@ -119,7 +122,9 @@ def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: st
 def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None:
     name = hook.name
     weight = layer._parameters.pop(f"{name}_orig")
-    vectors = {own: layer._buffers.pop(f"{name}_{theirs}") for own, theirs in (("_u", "u"), ("_v", "v"))}
+    vectors = {
+        own: layer._buffers.pop(f"{name}_{theirs}") for own, theirs in (("_u", "u"), ("_v", "v"))
+    }
     del layer._forward_pre_hooks[key]
     layer._forward_pre_hooks_with_kwargs.pop(key, None)
     for hooks, kinds in (
@@ -132,7 +137,14 @@ def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None
                 del hooks[own_key]
     layer.__dict__.pop(name, None)
     layer.register_parameter(name, weight)
-    ours = _bare_norm(weight.shape, hook.dim % max(weight.ndim, 1), hook.n_power_iterations, hook.eps, SN_V_FIRST, update)
+    ours = _bare_norm(
+        weight.shape,
+        hook.dim % max(weight.ndim, 1),
+        hook.n_power_iterations,
+        hook.eps,
+        SN_V_FIRST,
+        update,
+    )
     if weight.ndim > 1:
         for own, vector in vectors.items():
             ours.register_buffer(own, vector)
@@ -157,7 +169,8 @@ def _bare_norm(
 def fold(model: nn.Module) -> nn.Module:
     """Makes normalized layers plain again, with the normalized weight as their parameter.
 
-    For inference and export: the weights are those an evaluation forward would use. Groups are taken off. Torch's own
+    For inference and export: the weights are those an evaluation forward would use. Groups are
+        taken off. Torch's own
     spectral norms and other parametrizations are left alone.
 
     Args:
@@ -177,9 +190,15 @@ def fold(model: nn.Module) -> nn.Module:
         if any(isinstance(norm, kinds) for norm in held)
     ]
     if not found:
-        raise ValueError(f"expected {type(model).__name__} to have a fastsn spectral norm, got none")
+        raise ValueError(
+            f"expected {type(model).__name__} to have a fastsn spectral norm, got none"
+        )
     for layer, name in found:
-        others = [type(norm).__name__ for norm in layer.parametrizations[name] if not isinstance(norm, kinds)]
+        others = [
+            type(norm).__name__
+            for norm in layer.parametrizations[name]
+            if not isinstance(norm, kinds)
+        ]
         if others:
             raise ValueError(
                 f"expected '{name}' of {layer} to have spectral norms only, got {others} too: remove those first"

@@ -1,25 +1,28 @@
-"""Equal singular vectors on every rank of a DistributedDataParallel model."""
+"""DistributedDataParallel and FSDP2: equal singular vectors on every rank."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
 
 if TYPE_CHECKING:
     from fastsn.parametrization import SpectralNorm
 
-__all__ = ["share_vectors"]
+__all__ = ["is_fsdp_module", "is_sharded", "share_vectors"]
 
 
 def share_vectors(norms: Sequence[SpectralNorm]) -> None:
     """Broadcasts the vectors from rank 0, once, at the first training forward inside a DDP module.
 
-    Registration draws vectors from each rank's own random numbers. DDP makes buffers equal when it is built,
-    but not with ``broadcast_buffers=False``; the ranks would then train against different sigmas for ever.
-    From equal vectors and equal weights every later iteration is equal without communication.
+    Registration draws vectors from each rank's own random numbers. DDP makes buffers equal when it
+    is built, but not with ``broadcast_buffers=False``; the ranks would then train against different
+    sigmas for ever. From equal vectors and equal weights every later iteration is equal without
+    communication.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -35,3 +38,14 @@ def share_vectors(norms: Sequence[SpectralNorm]) -> None:
                 dist.broadcast(vector, src=dist.get_global_rank(group, 0), group=group)
     for norm in fresh:
         norm._synchronized = True
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Whether a weight is a DTensor: FSDP gathers it for its module's forward only."""
+    return hasattr(weight, "full_tensor")
+
+
+def is_fsdp_module(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` manages parameters of this module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)

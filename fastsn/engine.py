@@ -1,8 +1,8 @@
 """From parametrizations and their weights to one op call: what single layers and groups share.
 
-:func:`normalize` is a forward: it advances the vectors of training layers, and returns the normalized weights.
-With ``update="step"`` a :class:`Record` keeps what was computed until the weight changes, and every forward
-hangs its own autograd node on it.
+:func:`normalize` is a forward: it advances the vectors of training layers, and returns the
+normalized weights. With ``update="step"`` a :class:`Record` keeps what was computed until the
+weight changes, and every forward hangs its own autograd node on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn.backend import requested_backend
-from fastsn.distributed import share_vectors
+from fastsn.distributed import is_sharded, share_vectors
 from fastsn.op import gradients, library, spectral_normalize
 from fastsn.problem import group_views, split_vectors
 
@@ -62,7 +62,7 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
         if weight.ndim == 1:
             results[i] = F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
             continue
-        if hasattr(weight, "full_tensor"):
+        if is_sharded(weight):
             raise RuntimeError(
                 "fastsn: expected a plain weight, got a sharded DTensor: read it inside the forward of the "
                 "module that FSDP gathers it for"
@@ -91,20 +91,27 @@ def compute(
     weights: Sequence[Tensor],
     n_power_iterations: int,
     out_dtype: torch.dtype | None = None,
+    pairs: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Computed:
-    """One op call; the new vectors go into the buffers, in place, if it iterated."""
-    us, vs = [], []
-    for norm in norms:
-        for u, v in norm.vectors():
-            us.append(u)
-            vs.append(v)
+    """One op call; the new vectors go into the buffers (or ``pairs``), in place, if it iterated."""
+    pairs = pairs or [pair for norm in norms for pair in norm.vectors()]
+    us, vs = [u for u, _ in pairs], [v for _, v in pairs]
     dims = [norm.dim for norm in norms]
     kinds = [norm.kind for norm in norms]
     scales, scale_tensor = stack_scales(norms, weights[0].device)
     weights_sn, sigmas, vectors, view_stats = spectral_normalize(
-        list(weights), us, vs, dims, kinds, scales, scale_tensor, n_power_iterations, norms[0].eps, out_dtype,
+        list(weights),
+        us,
+        vs,
+        dims,
+        kinds,
+        scales,
+        scale_tensor,
+        n_power_iterations,
+        norms[0].eps,
+        out_dtype,
         requested_backend(),
-    )  # fmt: skip
+    )
     if n_power_iterations:
         with torch.no_grad():
             parts = split_vectors(vectors, [view for norm in norms for view in norm.views])
@@ -120,7 +127,8 @@ def stack_scales(
     if not any(isinstance(scale, Tensor) for scale in scales):
         return scales, None
     tensors = [
-        scale if isinstance(scale, Tensor) else torch.full((), scale, device=device) for scale in scales
+        scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
+        for scale in scales
     ]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return [1.0] * len(scales), torch.stack([tensor.to(dtype) for tensor in tensors])
@@ -141,9 +149,11 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 
 def weight_key(weight: Tensor) -> Any:
     """What identifies a weight's values: address and version; None for tensors that have neither."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        weight = torch._C._functorch.get_unwrapped(weight)
     try:
         return weight.data_ptr(), weight._version, tuple(weight.shape)
-    except RuntimeError:  # functorch wrappers have no storage, inference tensors no version
+    except RuntimeError:  # an inference tensor has no version, a meta tensor no address
         return None
 
 
@@ -161,6 +171,8 @@ def _step(
             changed.append(i)
         elif foreign or record.key != (key, _scale_key(norm), out_dtype):
             lost.append(i)
+    if torch._C._are_functorch_transforms_active():
+        return _step_transformed(norms, weights, out_dtype, changed)
     for members, iterations in ((changed, norms[0].n_power_iterations), (lost, 0)):
         if members:
             own, inputs = [norms[i] for i in members], [weights[i] for i in members]
@@ -173,6 +185,25 @@ def _step(
     flat = _gather([norm._record for norm in norms])
     _, scale_tensor = stack_scales(norms, weights[0].device)
     return list(_Recorded.apply(flat, requested_backend(), scale_tensor, *weights)[:-1])
+
+
+def _step_transformed(
+    norms: Sequence[SpectralNorm],
+    weights: Sequence[Tensor],
+    out_dtype: torch.dtype | None,
+    changed: list[int],
+) -> list[Tensor]:
+    """Under a functorch transform results belong to the transform and cannot be recorded."""
+    results: dict[int, Tensor] = {}
+    others = [i for i in range(len(norms)) if i not in changed]
+    for members, iterations in ((changed, norms[0].n_power_iterations), (others, 0)):
+        if members:
+            own, inputs = [norms[i] for i in members], [weights[i] for i in members]
+            computed = compute(own, inputs, iterations, out_dtype).weights_sn
+            results.update(zip(members, computed, strict=True))
+    for i in changed:
+        norms[i]._record, norms[i]._weight_key = None, weight_key(weights[i])
+    return [results[i] for i in range(len(norms))]
 
 
 def _scale_key(norm: SpectralNorm) -> Any:
@@ -214,7 +245,8 @@ class _Recorded(torch.autograd.Function):
         ctx: Any, recorded: Computed, backend: str, scale_tensor: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         outputs = [weight_sn.detach() for weight_sn in recorded.weights_sn]
-        # sigmas are an output, although nobody reads it, so that double backward can flow through them.
+        # sigmas are an output, although nobody reads it, so that double backward can flow through
+        # them.
         sigmas = recorded.sigmas.detach()
         ctx.save_for_backward(sigmas, scale_tensor, *outputs)
         ctx.recorded, ctx.backend, ctx.dtype = recorded, backend, weights[0].dtype
@@ -232,8 +264,9 @@ class _Recorded(torch.autograd.Function):
         return None, None, grad_scale, *grad_weights
 
 
-# Compiled code cannot look at versions and records. This op looks at run time, so that a compiled forward
-# advances the vectors once per change of the weights as well; W_sn is then computed from them every time.
+# Compiled code cannot look at versions and records. This op looks at run time, so that a compiled
+# forward advances the vectors once per change of the weights as well; W_sn is then computed from
+# them every time.
 library.define(
     "advance_if_changed(Tensor[] weights, Tensor(a!)[] us, Tensor(b!)[] vs, int[] handles) -> ()"
 )
@@ -242,18 +275,18 @@ library.define(
 def _advance_if_changed(
     weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], handles: Sequence[int]
 ) -> None:
-    norms = [living(handle) for handle in handles]
     capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
-    changed = [
-        i
-        for i, (norm, weight) in enumerate(zip(norms, weights, strict=True))
-        if capturing or norm._weight_key is None or norm._weight_key != weight_key(weight)
-    ]
-    if changed:
-        own = [norms[i] for i in changed]
-        compute(own, [weights[i] for i in changed], own[0].n_power_iterations)
-        for i in changed:
-            norms[i]._record, norms[i]._weight_key = None, weight_key(weights[i])
+    first = 0
+    for weight, handle in zip(weights, handles, strict=True):
+        norm = living(handle)
+        own = range(first, first + len(norm.views))
+        first += len(own)
+        key = weight_key(weight)
+        if capturing or key is None or norm._weight_key != key:
+            # Into the vectors that were handed in: functionalized graphs pass copies of the buffers.
+            pairs = [(us[j], vs[j]) for j in own]
+            compute([norm], [weight], norm.n_power_iterations, pairs=pairs)
+            norm._record, norm._weight_key = None, key
 
 
 library.impl("advance_if_changed", _advance_if_changed, "CompositeExplicitAutograd")

@@ -42,21 +42,22 @@ def spectral_normalize(
 ) -> SpectralNormalized:
     r"""Normalizes ``k`` weights by their estimated spectral norms, in one op call.
 
-    ``weights[i] * scale / sigma_i`` with ``sigma_i`` from ``n_power_iterations`` steps of the power method on
-    the unfolding along ``dims[i]`` (SN, Miyato et al. 2018), or the mean over the unfoldings along dimensions
-    0 and 1 (BSN, section 5.1 of the BSSN paper). Gradients follow Eq. 12 of Miyato et al.: the vectors are
-    constants. The arguments are not changed; store the returned vectors for the next call.
+    ``weights[i] * scale / sigma_i`` with ``sigma_i`` from ``n_power_iterations`` steps of the power
+    method on the unfolding along ``dims[i]`` (SN, Miyato et al. 2018), or the mean over the
+    unfoldings along dimensions 0 and 1 (BSN, section 5.1 of the BSSN paper). Gradients follow Eq.
+    12 of Miyato et al.: the vectors are constants. The arguments are not changed; store the
+    returned vectors for the next call.
 
     Args:
         weights: ``k`` tensors of rank 2 or more, of one dtype and device.
-        us: left vectors ``[rows]``, one per unfolding. A bidirectional weight of rank 3 or more has two
-            consecutive entries: of dimension ``dims[i]``, then of ``1 - dims[i]``.
+        us: left vectors ``[rows]``, one per unfolding. A bidirectional weight of rank 3 or more has
+            two consecutive entries: of dimension ``dims[i]``, then of ``1 - dims[i]``.
         vs: right vectors ``[cols]``, likewise.
         dims: dimension of the rows, one per weight. Default: 0.
-        bidirectional: BSN instead of SN, for all weights or one flag per weight. A weight of rank 2 has one
-            unfolding either way.
-        scale: factor of the result: one float, ``k`` floats, or a tensor of 0 or 1 dimensions (``[k]``) that
-            may need gradients.
+        bidirectional: BSN instead of SN, for all weights or one flag per weight. A weight of rank 2
+            has one unfolding either way.
+        scale: factor of the result: one float, ``k`` floats, or a tensor of 0 or 1 dimensions
+            (``[k]``) that may need gradients.
         n_power_iterations: 0 evaluates sigma at the given vectors and returns those.
         eps: lower bound of the norms the vectors are divided by.
         out_dtype: dtype of the normalized weights. Default: that of the weights.
@@ -128,13 +129,19 @@ def normalize_dim(dim: int, ndim: int) -> int:
 
 def _check_weight(i: int, weight: Tensor, first: Tensor) -> None:
     if weight.ndim < 2:
-        raise ValueError(f"expected weights[{i}] to have rank 2 or more, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"expected weights[{i}] to have rank 2 or more, got shape {tuple(weight.shape)}"
+        )
     if not (weight.is_floating_point() or weight.is_complex()):
         raise TypeError(f"expected weights[{i}] to be floating or complex, got {weight.dtype}")
     if weight.dtype != first.dtype:
-        raise TypeError(f"expected weights[{i}] to be {first.dtype} as weights[0], got {weight.dtype}")
+        raise TypeError(
+            f"expected weights[{i}] to be {first.dtype} as weights[0], got {weight.dtype}"
+        )
     if weight.device != first.device:
-        raise ValueError(f"expected weights[{i}] on {first.device} as weights[0], got {weight.device}")
+        raise ValueError(
+            f"expected weights[{i}] on {first.device} as weights[0], got {weight.device}"
+        )
 
 
 def _scales(scale: float | Tensor | Sequence[float], k: int) -> tuple[list[float], Tensor | None]:

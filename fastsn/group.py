@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastsn import engine
 from fastsn.checkpoint import prepare_load
+from fastsn.distributed import is_fsdp_module, is_sharded
 from fastsn.parametrization import SpectralNorm
 
 __all__ = ["SpectralNormGroup"]
@@ -34,11 +35,13 @@ class Member(NamedTuple):
 
 
 class SpectralNormGroup:
-    """All :class:`~fastsn.parametrization.SpectralNorm` layers under a model; ``fastsn.apply`` returns one.
+    """All :class:`~fastsn.parametrization.SpectralNorm` layers under a model; ``fastsn.apply``
+    returns one.
 
-    At the start of every forward of ``model`` the group normalizes all of its weights in one op call; each layer
-    then reads its own. A layer used outside the model's forward normalizes its weight by itself. Numbers do not
-    depend on grouping. ``print(group)`` shows what is normalized, what was left alone, and why.
+    At the start of every forward of ``model`` the group normalizes all of its weights in one op
+    call; each layer then reads its own. A layer used outside the model's forward normalizes its
+    weight by itself. Numbers do not depend on grouping. ``print(group)`` shows what is normalized,
+    what was left alone, and why.
 
     Args:
         model: the module whose forward starts the computation.
@@ -64,21 +67,36 @@ class SpectralNormGroup:
     # Forward
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        # A DataParallel replica brings this hook along; its layers then normalize their own weights.
+        # A DataParallel replica brings this hook along; its layers then normalize their own
+        # weights.
         if module is not self.model:
             return
         if not torch.compiler.is_compiling():
             self._check_members()
         norms, weights = [], []
+        fsdp = is_fsdp_module(self.model)
         for member in self.members:
             # Set already: frozen, or this model is part of another group's forward.
             weight = member.weight
-            if member.norm._shared is None and not hasattr(weight, "full_tensor"):
+            if member.norm._shared is not None:
+                continue
+            if fsdp or is_sharded(weight):
+                # Gathered weights keep their version, and may keep their address, when they change.
+                member.norm.forget_weight()
+            if not is_sharded(weight):
                 norms.append(member.norm)
                 weights.append(weight)
         if not norms:
             return
-        for norm, weight_sn in zip(norms, engine.normalize(norms, weights), strict=True):
+        if torch.compiler.is_compiling():
+            weights_sn = engine.normalize(norms, weights)
+        else:
+            try:
+                weights_sn = engine.normalize(norms, weights)
+            except RuntimeError as error:
+                self._blame(error)
+                raise
+        for norm, weight_sn in zip(norms, weights_sn, strict=True):
             norm._shared = weight_sn
         self._given = norms
 
@@ -88,6 +106,20 @@ class SpectralNormGroup:
         for norm in self._given:
             norm._shared = None
         self._given = []
+
+    def _blame(self, error: RuntimeError) -> None:
+        """Raises an error that names the layer, if a layer's vectors do not fit its weight."""
+        for member in self.members:
+            weight, norm = member.weight, member.norm
+            for view, names in zip(norm.views, norm.vector_names, strict=False):
+                for name, size in zip(names, (view.rows, view.cols), strict=True):
+                    vector = getattr(norm, name)
+                    if vector.shape != (size,) or vector.device != weight.device:
+                        raise RuntimeError(
+                            f"fastsn: layer '{member.name}': expected buffer {name} of shape "
+                            f"({size},) on {weight.device} as its {member.tensor_name}, "
+                            f"got {tuple(vector.shape)} on {vector.device}"
+                        ) from error
 
     def _check_members(self) -> None:
         for member in self.members:
@@ -121,7 +153,8 @@ class SpectralNormGroup:
         """Sigma of every weight at its stored vectors, by parameter name; advances nothing.
 
         Args:
-            per_unfolding: give each unfolding's own sigma, ``[1]`` or for BSN ``[2]``, instead of their mean.
+            per_unfolding: give each unfolding's own sigma, ``[1]`` or for BSN ``[2]``, instead of
+                their mean.
         """
         result = {}
         for member in self.members:
@@ -131,14 +164,17 @@ class SpectralNormGroup:
                 result[member.label] = sigma[None] if per_unfolding else sigma
                 continue
             computed = engine.compute([member.norm], [weight], 0)
-            result[member.label] = computed.view_stats[:, 0] if per_unfolding else computed.sigmas[0]
+            result[member.label] = (
+                computed.view_stats[:, 0] if per_unfolding else computed.sigmas[0]
+            )
         return result
 
     def update(self) -> None:
-        """Advances all vectors now, by each layer's own number of iterations, in evaluation mode too.
+        """Advances all vectors now, by each layer's own number of iterations, in evaluation mode
+        too.
 
-        With ``update="step"`` it also makes a change known that version counters do not show (a write through
-        ``.data``): the next forward computes the normalized weights anew.
+        With ``update="step"`` it also makes a change known that version counters do not show (a
+        write through ``.data``): the next forward computes the normalized weights anew.
         """
         for member in self.members:
             member.norm.advance(member.weight)
@@ -152,8 +188,9 @@ class SpectralNormGroup:
     def frozen(self) -> Iterator[None]:
         """Normalizes the weights once and shares them until the block ends: for inference loops.
 
-        Inside, forwards read no weight, advance nothing and give the weights no gradients, and a change of a
-        weight has no effect. In training mode, too, the weights are those of an evaluation.
+        Inside, forwards read no weight, advance nothing and give the weights no gradients, and a
+        change of a weight has no effect. In training mode, too, the weights are those of an
+        evaluation.
         """
         free = [member for member in self.members if member.norm._shared is None]
         modes = [member.norm.training for member in free]

@@ -1,17 +1,18 @@
 """The op: one differentiable call for one weight or a whole network.
 
-``fastsn::spectral_normalize`` is functional: it returns the new vectors and the caller copies them into its
-buffers, so a second forward never spoils what backward of the first one needs. It chooses the backend in its
-body; compiled graphs see one node. Backward is an op of its own with the same choice of backend, and is
-differentiable again.
+``fastsn::spectral_normalize`` is functional: it returns the new vectors and the caller copies them
+into its buffers, so a second forward never spoils what backward of the first one needs. It chooses
+the backend in its body; compiled graphs see one node. Backward is an op of its own with the same
+choice of backend, and is differentiable again.
 
 Layout of the arguments, for ``k`` weights with one view (unfolding) each, or two for BSN:
 
 * ``us``, ``vs``: one entry per view, in order: ``[rows]`` and ``[cols]`` of the unfolding;
 * ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.problem`;
 * ``scales``: ``k`` floats, used where ``scale_tensor`` (``[k]``) is None;
-* results: ``weights_sn`` like the weights (in ``out_dtype``), ``sigmas`` ``[k]``, ``vectors`` (per view u, then
-  v, flat), ``view_stats`` ``[views, 2]`` with each view's sigma and the factor alpha of its part in d sigma.
+* results: ``weights_sn`` like the weights (in ``out_dtype``), ``sigmas`` ``[k]``, ``vectors`` (per
+  view u, then v, flat), ``view_stats`` ``[views, 2]`` with each view's sigma and the factor alpha
+  of its part in d sigma.
 
 Schemas carry no defaults: torch.library drops defaulted arguments in backward.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fastsn.backend import Backend, select_backend
 from fastsn.problem import (
@@ -47,8 +49,6 @@ library.define(
     "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, Tensor? scale_tensor, "
     "ScalarType grad_dtype, str backend) -> (Tensor[] grad_weights, Tensor grad_scales)"
 )
-spectral_normalize = torch.ops.fastsn.spectral_normalize
-spectral_normalize_backward = torch.ops.fastsn.spectral_normalize_backward
 
 
 def _forward(
@@ -64,12 +64,23 @@ def _forward(
     out_dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    _check_vectors(weights, us, vs, dims, kinds)
     chosen = select_backend(backend, weights[0].device, weights[0].dtype, out_dtype)
     laid_out, new_dims = _native_layouts(chosen, weights, dims, kinds)
-    # Autocast is still on inside an op and would move the reference's products to the lower precision.
+    # Autocast is still on inside an op and would move the reference's products to the lower
+    # precision.
     with torch.autocast(weights[0].device.type, enabled=False):
         results, *rest = chosen.forward(
-            laid_out, us, vs, new_dims, kinds, scales, scale_tensor, n_power_iterations, eps, out_dtype
+            laid_out,
+            us,
+            vs,
+            new_dims,
+            kinds,
+            scales,
+            scale_tensor,
+            n_power_iterations,
+            eps,
+            out_dtype,
         )
     results = [
         _restore_layout(result, weight, used, dim, new_dim)
@@ -78,6 +89,27 @@ def _forward(
         )
     ]
     return results, *rest
+
+
+def _check_vectors(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+    kinds: Sequence[int],
+) -> None:
+    views = [view for views in group_views(weights, dims, kinds) for view in views]
+    device = weights[0].device
+    for name, given in (("us", us), ("vs", vs)):
+        if len(given) != len(views):
+            raise RuntimeError(f"fastsn: expected {len(views)} {name}, got {len(given)}")
+        for j, (vector, view) in enumerate(zip(given, views, strict=True)):
+            size = view.rows if given is us else view.cols
+            if vector.shape != (size,) or vector.device != device:
+                raise RuntimeError(
+                    f"fastsn: expected {name}[{j}] of shape ({size},) on {device}, "
+                    f"got {tuple(vector.shape)} on {vector.device}"
+                )
 
 
 def _backward(
@@ -152,9 +184,13 @@ def _fake_forward(
     weights: Any, us: Any, vs: Any, dims: Any, kinds: Any, scales: Any, scale_tensor: Any,
     n_power_iterations: int, eps: float, out_dtype: torch.dtype | None, backend: str,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+    # Here too, because one meta tensor among the arguments is enough to land here.
+    _check_vectors(weights, us, vs, dims, kinds)
     dtype = accumulate_dtype(weights[0].dtype)
     real = dtype.to_real()
-    sizes = [(view.rows, view.cols) for views in group_views(weights, dims, kinds) for view in views]
+    sizes = [
+        (view.rows, view.cols) for views in group_views(weights, dims, kinds) for view in views
+    ]
     return (
         [torch.empty_like(weight, dtype=out_dtype) for weight in weights],
         weights[0].new_empty([len(weights)], dtype=real),
@@ -266,8 +302,22 @@ def _select(values: Tensor | None, wanted: Sequence[int], k: int) -> Tensor | No
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, dims, kinds, scales, scale_tensor, *_ = inputs
-    ctx.save_for_backward(grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *grads, *weights_sn)
+    (
+        grads,
+        grad_sigmas,
+        weights_sn,
+        sigmas,
+        vectors,
+        view_stats,
+        dims,
+        kinds,
+        scales,
+        scale_tensor,
+        *_,
+    ) = inputs
+    ctx.save_for_backward(
+        grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *grads, *weights_sn
+    )
     ctx.plan = list(dims), list(kinds), list(scales)
     ctx.set_materialize_grads(False)
 
@@ -332,40 +382,80 @@ def _backward_gradient(
     )  # fmt: skip
 
 
-def _vmap_by_loop(op: Any) -> Any:
-    """Batching rule: one call per sample. Reached only where the weights or their gradients are batched."""
+def _transformable(op: Any, context: Any, gradient: Any) -> type[torch.autograd.Function]:
+    """The op for functorch transforms (grad, vmap), which refuse torch.library's autograd formulas.
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        samples = [
-            op(*(_sample(arg, dim, b) for arg, dim in zip(args, in_dims, strict=True)))
-            for b in range(info.batch_size)
-        ]
-        stacked = tuple(
-            [torch.stack(list(items)) for items in zip(*values, strict=True)]
-            if isinstance(values[0], list)
-            else torch.stack(values)
-            for values in zip(*samples, strict=True)
-        )
-        return stacked, tuple([0] * len(v) if isinstance(v, list) else 0 for v in stacked)
+    The same formulas, on flat arguments: a Function does not look into lists.
+    """
 
-    return rule
+    class Transformable(torch.autograd.Function):
+        @staticmethod
+        def forward(spec: Any, *flat: Any) -> tuple[Tensor, ...]:
+            return tuple(tree_leaves(op(*tree_unflatten(list(flat), spec))))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            spec, *flat = inputs
+            args = tree_unflatten(flat, spec)
+            ctx.k = len(args[0])
+            ctx.lengths = [len(arg) if isinstance(arg, (list, tuple)) else None for arg in args]
+            context(ctx, args, (list(output[: ctx.k]), *output[ctx.k :]))
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            results = gradient(ctx, list(grads[: ctx.k]), *grads[ctx.k :])
+            flat: list[Any] = []
+            for result, length in zip(results, ctx.lengths, strict=True):
+                if length is None:
+                    flat.append(result)
+                else:
+                    flat.extend([None] * length if result is None else result)
+            return None, *flat
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], spec: Any, *flat: Any) -> tuple[Any, Any]:
+            # One call per sample. Reached only where weights or their gradients are batched.
+            samples = [
+                tree_leaves(op(*tree_unflatten(_sample(flat, in_dims[1:], b), spec)))
+                for b in range(info.batch_size)
+            ]
+            return tuple(torch.stack(parts) for parts in zip(*samples, strict=True)), 0
+
+    return Transformable
 
 
-def _sample(arg: Any, dim: Any, b: int) -> Any:
-    if isinstance(dim, (list, tuple)):
-        return [_sample(item, d, b) for item, d in zip(arg, dim, strict=True)]
-    return arg if dim is None else arg.select(dim, b)
+def _sample(flat: Sequence[Any], in_dims: Sequence[int | None], b: int) -> list[Any]:
+    return [
+        arg if dim is None else arg.select(dim, b) for arg, dim in zip(flat, in_dims, strict=True)
+    ]
 
 
-for _name, _kernel, _fake, _context, _gradient in (
-    ("spectral_normalize", _forward, _fake_forward, _forward_context, _forward_gradient),
-    ("spectral_normalize_backward", _backward, _fake_backward, _backward_context, _backward_gradient),
-):
-    library.impl(_name, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastsn::{_name}", _fake, lib=library)
-    torch.library.register_autograd(
-        f"fastsn::{_name}", _gradient, setup_context=_context, lib=library
-    )
-    torch.library.register_vmap(
-        f"fastsn::{_name}", _vmap_by_loop(getattr(torch.ops.fastsn, _name)), lib=library
-    )
+def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> Any:
+    """Registers one op; returns the function that calls it."""
+    library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastsn::{name}", fake, lib=library)
+    torch.library.register_autograd(f"fastsn::{name}", gradient, setup_context=context, lib=library)
+    op = getattr(torch.ops.fastsn, name)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+            return op(*args)
+        leaves, spec = tree_flatten(args)
+        outputs = list(transformable.apply(spec, *leaves))
+        k = len(args[0])
+        return outputs[:k], *outputs[k:]
+
+    transformable = _transformable(call, context, gradient)
+    return call
+
+
+spectral_normalize = _define(
+    "spectral_normalize", _forward, _fake_forward, _forward_context, _forward_gradient
+)
+spectral_normalize_backward = _define(
+    "spectral_normalize_backward",
+    _backward,
+    _fake_backward,
+    _backward_context,
+    _backward_gradient,
+)

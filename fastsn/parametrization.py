@@ -1,7 +1,8 @@
 """Spectral normalization of one weight, as a torch parametrization.
 
 ``layer.weight`` -> :class:`SpectralNorm` -> :func:`fastsn.engine.normalize` -> the op. A group
-(:mod:`fastsn.group`) hands the normalized weight in for the time of one forward; everything else is the same.
+(:mod:`fastsn.group`) hands the normalized weight in for the time of one forward; everything else is
+the same.
 """
 
 from __future__ import annotations
@@ -18,19 +19,17 @@ from torch.nn.utils import parametrize
 from fastsn import engine
 from fastsn.checkpoint import install_load_hook
 from fastsn.functional import normalize_dim
-from fastsn.problem import BSN, SN, SN_V_FIRST, View, views_of
+from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, View, views_of
 from fastsn.serialization import make_picklable
 
 __all__ = ["SpectralNorm", "spectral_norm"]
-
-#: Power iterations at registration, as torch's.
-WARM_UP = 15
 
 _VECTOR_NAMES = (("_u", "_v"), ("_u_in", "_v_in"))
 
 
 class SpectralNorm(nn.Module):
-    """Parametrization ``W -> scale * W / sigma(W)``; made by :func:`spectral_norm` and :func:`fastsn.apply`.
+    """Parametrization ``W -> scale * W / sigma(W)``; made by :func:`spectral_norm` and
+    :func:`fastsn.apply`.
 
     Attributes:
         dim: dimension of the rows, not negative.
@@ -39,7 +38,8 @@ class SpectralNorm(nn.Module):
         eps: lower bound of the norms the vectors are divided by.
         update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.
         scale: float, or a 0-d tensor that may need gradients.
-        _u, _v: vectors ``[rows]``, ``[cols]`` of the unfolding along ``dim``, as torch's. Absent for 1-d weights.
+        _u, _v: vectors ``[rows]``, ``[cols]`` of the unfolding along ``dim``, as torch's. Absent
+            for 1-d weights.
         _u_in, _v_in: vectors of BSN's other unfolding.
     """
 
@@ -105,7 +105,9 @@ class SpectralNorm(nn.Module):
         """Draws the vectors anew and warms them up on ``weight`` (15 iterations), in place."""
         for pair in self.vectors():
             for vector in pair:
-                vector.copy_(F.normalize(torch.empty_like(vector).normal_(0, 1), dim=0, eps=self.eps))
+                vector.copy_(
+                    F.normalize(torch.empty_like(vector).normal_(0, 1), dim=0, eps=self.eps)
+                )
         if self._shape and len(self._shape) > 1:
             self.advance(weight, WARM_UP)
 
@@ -139,6 +141,11 @@ class SpectralNorm(nn.Module):
         self._synchronized = False
         self.handle = engine.new_handle(self)
 
+    def forget_weight(self) -> None:
+        """With ``update="step"``: takes the weight for changed at the next forward."""
+        self._record = None
+        self._weight_key = None
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         for name in ("_shared", "_record", "_weight_key", "_synchronized", "handle"):
@@ -156,28 +163,14 @@ class SpectralNorm(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._record = self._weight_key = None
-        second = [prefix + name for name in ("_u_in", "_v_in")]
-        if self.kind == BSN and prefix + "_u" in state_dict and second[0] not in state_dict:
-            # An SN checkpoint in a BSN layer: the pair it does not have warms up on the loaded weight.
-            weight = state_dict.get(prefix.removesuffix("0.") + "original")
-            for key in second:
-                if key in missing_keys:
-                    missing_keys.remove(key)
-            if isinstance(weight, Tensor) and tuple(weight.shape) == self._shape and not error_msgs:
-                self._warm_second_pair(weight.detach().to(self._u_in))
-
-    @torch.no_grad()
-    def _warm_second_pair(self, weight: Tensor) -> None:
-        dim = self.views[1].dim
-        other = SpectralNorm(weight, dim=dim, eps=self.eps)
-        self._u_in.copy_(other._u)
-        self._v_in.copy_(other._v)
+        self.forget_weight()
 
     def extra_repr(self) -> str:
         name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]
         scale = f"{self.scale:g}" if isinstance(self.scale, float) else "tensor"
-        return f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
+        return (
+            f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
+        )
 
 
 def spectral_norm(
@@ -190,18 +183,21 @@ def spectral_norm(
     bidirectional: bool = False,
     scale: float | Tensor = 1.0,
 ) -> nn.Module:
-    r"""Normalizes one weight of a module by its spectral norm: a drop-in for torch's ``spectral_norm``.
+    r"""Normalizes one weight of a module by its spectral norm: a drop-in for torch's
+    ``spectral_norm``.
 
     .. math:: \bar W = \mathrm{scale} \cdot W / \sigma(W)
 
-    SN (Miyato et al. 2018): :math:`\sigma` is the largest singular value of the weight unfolded along ``dim``.
-    With ``bidirectional=True`` BSN (section 5.1 of the BSSN paper): the mean of the largest singular values of
-    the unfoldings along dimensions 0 and 1; in a 2-d weight they are equal and it is SN. With ``scale`` these
-    are SSN and BSSN (section 5.2). A 1-d weight is divided by its Euclidean norm.
+    SN (Miyato et al. 2018): :math:`\sigma` is the largest singular value of the weight unfolded
+    along ``dim``. With ``bidirectional=True`` BSN (section 5.1 of the BSSN paper): the mean of the
+    largest singular values of the unfoldings along dimensions 0 and 1; in a 2-d weight they are
+    equal and it is SN. With ``scale`` these are SSN and BSSN (section 5.2). A 1-d weight is divided
+    by its Euclidean norm.
 
-    Each access of the weight in training mode advances the singular vectors by ``n_power_iterations``; in
-    evaluation mode sigma is taken at the stored vectors. Buffers, checkpoints and numbers are torch's.
-    :func:`fastsn.apply` does this for a whole model at once, and faster.
+    Each access of the weight in training mode advances the singular vectors by
+    ``n_power_iterations``; in evaluation mode sigma is taken at the stored vectors. Buffers,
+    checkpoints and numbers are torch's. :func:`fastsn.apply` does this for a whole model at once,
+    and faster.
 
     Args:
         module: the layer.
@@ -210,14 +206,16 @@ def spectral_norm(
         eps: lower bound of the norms the vectors are divided by.
         dim: dimension of the rows. Default: 1 for transposed convolutions, else 0.
         bidirectional: BSN instead of SN; needs ``dim`` 0 or 1.
-        scale: a number, or a 0-d tensor that may need gradients (an ``nn.Parameter`` becomes one of the layer's
-            parameters; the same one may serve several layers).
+        scale: a number, or a 0-d tensor that may need gradients (an ``nn.Parameter`` becomes one of
+            the layer's parameters; the same one may serve several layers).
 
     Returns:
-        ``module``, whose ``name`` is now a property; the parameter is ``module.parametrizations.<name>.original``.
+        ``module``, whose ``name`` is now a property; the parameter is
+        ``module.parametrizations.<name>.original``.
 
     Raises:
-        ValueError: no such parameter, a lazy one not initialized yet, options out of range, tied weight.
+        ValueError: no such parameter, a lazy one not initialized yet, options out of range, tied
+            weight.
         TypeError: an integer weight.
         IndexError: ``dim`` out of range.
 
@@ -310,9 +308,13 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
             "fastsn.convert(model) takes over torch's spectral norms"
         )
     if not (weight.is_floating_point() or weight.is_complex()):
-        raise TypeError(f"expected '{name}' of {module} to be floating or complex, got {weight.dtype}")
+        raise TypeError(
+            f"expected '{name}' of {module} to be floating or complex, got {weight.dtype}"
+        )
     if weight.ndim == 0:
-        raise ValueError(f"expected '{name}' of {module} to have at least one dimension, got a scalar")
+        raise ValueError(
+            f"expected '{name}' of {module} to have at least one dimension, got a scalar"
+        )
     if _is_owned(weight):
         raise ValueError(
             f"expected '{name}' of {module} to belong to one layer, got a tied weight that another "
@@ -321,7 +323,8 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
-# Which layer normalizes a parameter, to notice tied weights. Keyed by id, as tensors do not compare.
+# Which layer normalizes a parameter, to notice tied weights. Keyed by id, as tensors do not
+# compare.
 _owners: dict[int, tuple[weakref.ref[Tensor], weakref.ref[nn.Module], str]] = {}
 
 

@@ -14,6 +14,9 @@ from torch import Tensor
 #: Values of ``kinds`` in the op's schema.
 SN, BSN, SN_V_FIRST = 0, 1, 2
 
+#: Power iterations at registration, as torch's.
+WARM_UP = 15
+
 
 class View(NamedTuple):
     """One unfolding of a weight: ``unfold_dim(W)`` is a ``rows`` x ``cols`` matrix."""
@@ -37,7 +40,9 @@ def views_of(shape: Sequence[int], dim: int, kind: int) -> list[View]:
     ]
 
 
-def group_views(weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]) -> list[list[View]]:
+def group_views(
+    weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
+) -> list[list[View]]:
     """The views of every weight of a call."""
     return [
         views_of(weight.shape, dim, kind)

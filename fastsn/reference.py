@@ -2,28 +2,33 @@ r"""Reference backend: the specification of what every backend computes, in plai
 
 Any floating or complex dtype, any device, any strides; no host synchronization.
 
-**Forward.** For the unfolding ``M = unfold_d(W)`` with stored vectors ``u``, ``v``, one power iteration is
+**Forward.** For the unfolding ``M = unfold_d(W)`` with stored vectors ``u``, ``v``, one power
+iteration is
 
     s = M v,   u = n(s),   t = M^H u,   v = n(t),   n(x) = x / max(||x||, eps)
 
-and then ``sigma_d = u^H M v = ||t||``, the norm that was just computed, divided by ``||u||`` so that it does
-not depend on the length of ``u`` (``n`` leaves a vector shorter than ``eps`` short). With no iteration
-(evaluation) ``sigma_d = Re(u^H M v) / (||u|| ||v||)``. SN uses one unfolding, BSN the mean of two (paper,
-section 5.1): ``sigma = sum_d a_d sigma_d``, and ``W_sn = scale W / sigma``.
+and then ``sigma_d = u^H M v = ||t||``, the norm that was just computed, divided by ``||u||`` so
+that it does not depend on the length of ``u`` (``n`` leaves a vector shorter than ``eps`` short).
+With no iteration (evaluation) ``sigma_d = Re(u^H M v) / (||u|| ||v||)``. SN uses one unfolding, BSN
+the mean of two (paper, section 5.1): ``sigma = sum_d a_d sigma_d``, and ``W_sn = scale W / sigma``.
 
-**Backward** (Miyato et al. 2018, Eq. 12; ``u``, ``v`` constants). ``sigma`` is then linear in ``W``:
+**Backward** (Miyato et al. 2018, Eq. 12; ``u``, ``v`` constants). ``sigma`` is then linear in
+``W``:
 
-    d sigma = Re<S, dW>,     S = sum_d alpha_d fold_d(u_d v_d^H),     alpha_d = a_d / (||u_d|| ||v_d||)
+    d sigma = Re<S, dW>,     S = sum_d alpha_d fold_d(u_d v_d^H),     alpha_d = a_d / (||u_d||
+    ||v_d||)
 
-With ``G = dL/dW_sn`` and ``g = dL/dsigma``, ``dW_sn = scale dW / sigma - W_sn dsigma / sigma`` gives
+With ``G = dL/dW_sn`` and ``g = dL/dsigma``, ``dW_sn = scale dW / sigma - W_sn dsigma / sigma``
+gives
 
     dL/dW     = (scale G - (c - g sigma) S) / sigma,        c = Re<G, W_sn>
     dL/dscale = c / scale
 
-so backward needs ``W_sn``, the vectors and ``sigma``, never ``W`` itself: a weight may change in between.
+so backward needs ``W_sn``, the vectors and ``sigma``, never ``W`` itself: a weight may change in
+between.
 
-**Degenerate cases.** Where a norm in the iteration is zero or not finite, the weight's vectors stay as they
-were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients.
+**Degenerate cases.** Where a norm in the iteration is zero or not finite, the weight's vectors stay
+as they were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """pickle, ``torch.save(module)`` and ``copy.copy`` for parametrized modules.
 
-torch gives a parametrized module a class of its own, made on the fly, that refuses to be pickled. Here it
-is pickled as its original class and the names of its parametrized tensors, from which the class is remade.
+torch gives a parametrized module a class of its own, made on the fly, that refuses to be pickled.
+Here it is pickled as its original class and the names of its parametrized tensors, from which the
+class is remade.
 """
 
 from __future__ import annotations

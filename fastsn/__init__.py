@@ -1,0 +1,28 @@
+"""Fast spectral normalization for PyTorch: SN, SSN, BSN and BSSN.
+
+Public names are listed in ``__all__``; the data's path is in the README.
+"""
+
+from fastsn import analysis, functional
+from fastsn.apply import apply
+from fastsn.backend import use_backend
+from fastsn.checkpoint import convert_state_dict
+from fastsn.conv import conv_spectral_norm
+from fastsn.convert import convert, fold
+from fastsn.group import SpectralNormGroup
+from fastsn.parametrization import spectral_norm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SpectralNormGroup",
+    "analysis",
+    "apply",
+    "conv_spectral_norm",
+    "convert",
+    "convert_state_dict",
+    "fold",
+    "functional",
+    "spectral_norm",
+    "use_backend",
+]

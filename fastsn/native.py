@@ -1,0 +1,82 @@
+"""The compiled backends: ``cpu`` (fastsn._C) and ``cuda`` (fastsn._C_cuda).
+
+Their modules are imported at the first question asked, and a module that cannot be imported is a reason
+against its backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+__all__ = ["NativeBackend", "cpu", "cuda"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@lru_cache(maxsize=None)
+def _import_error(module: str, needs: str) -> str:
+    """Why ``module`` cannot be imported, with the fix; ``""`` where it can be."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return (
+            f"{module} is not built: pip install --no-build-isolation -e . in fastsn's source "
+            f"(needs {needs})"
+        )
+    except ImportError as error:
+        return (
+            f"{module} does not load ({error}): it was built for another torch, build it again with "
+            f"pip install --no-build-isolation -e . in fastsn's source (needs {needs})"
+        )
+    return ""
+
+
+class NativeBackend:
+    """One extension module: its ops, and what it cannot do."""
+
+    def __init__(self, device: str, module: str, needs: str) -> None:
+        self._device = device
+        self._module = module
+        self._needs = needs
+
+    def import_error(self) -> str:
+        """Why the extension module cannot be imported, with the fix; ``""`` where it can be."""
+        return _import_error(self._module, self._needs)
+
+    def unsupported_reasons(
+        self, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+    ) -> list[str]:
+        """Why this backend cannot serve such weights; an empty list where it can."""
+        reasons = []
+        if device.type != self._device:
+            reasons.append(f"expected weights on device {self._device}, got {device.type}")
+        if dtype not in _DTYPES:
+            reasons.append(f"expected float32, float64, bfloat16 or float16 weights, got {dtype}")
+        if out_dtype is not None and out_dtype not in _DTYPES:
+            reasons.append(f"expected a result in one of these dtypes too, got {out_dtype}")
+        if error := self.import_error():
+            reasons.append(error)
+        return reasons
+
+    @property
+    def ops(self) -> Any:
+        """The module's ops, once :meth:`import_error` has found nothing."""
+        return getattr(torch.ops, f"fastsn_{self._device}")
+
+    def forward(self, *args: Any) -> Any:
+        """See :func:`fastsn.reference.forward`."""
+        return self.ops.forward(*args)
+
+    def backward(self, *args: Any) -> Any:
+        """See :func:`fastsn.reference.backward`."""
+        return self.ops.backward(*args)
+
+
+cpu = NativeBackend("cpu", "fastsn._C", "a C++ compiler")
+cuda = NativeBackend("cuda", "fastsn._C_cuda", "nvcc and a CUDA build of torch")

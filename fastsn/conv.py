@@ -66,8 +66,7 @@ class ConvSpectralNorm(nn.Module):
             self.register_buffer("scale", scale, persistent=False)
         else:
             self.scale = float(scale)
-        # Empty and not None: they follow the layer's device and dtype until they are drawn or
-        # loaded.
+        # Empty and not None: they follow the layer's device and dtype until drawn or loaded.
         self.register_buffer("_u", weight.detach().new_empty(0))
         self.register_buffer("_v", weight.detach().new_empty(0))
         self._seen_shape: tuple[int, ...] | None = None
@@ -107,14 +106,12 @@ class ConvSpectralNorm(nn.Module):
             return weight_sn.to(out_dtype)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch's spectral
-        norm does."""
+        """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
         return value
 
     @torch.no_grad()
     def sigma(self, weight: Tensor) -> Tensor:
-        """The norm at the stored vectors, a scalar; ``weight`` is the original. Advances
-        nothing."""
+        """The norm of ``weight``, the original, at the stored vectors: a scalar."""
         with _no_autocast(weight):
             weight = weight.to(accumulate_dtype(weight.dtype))
             return (weight * self._direction(weight, *self._vectors(weight))).sum()
@@ -150,8 +147,7 @@ class ConvSpectralNorm(nn.Module):
             v = t / t_norm.clamp_min(self.eps)
             for norm in (s_norm, t_norm):
                 healthy = healthy & (norm > 0) & torch.isfinite(norm)
-        # A weight that is zero or not finite must not spoil the vectors for the good weights that
-        # follow.
+        # A zero or non-finite weight must not spoil the vectors for the good ones that follow.
         kept = [torch.where(healthy, new, old)[0] for new, old in zip((u, v), given, strict=True)]
         # In place, as torch's: replicas and captured graphs see the buffers by address.
         torch._foreach_copy_([self._u, self._v], kept)
@@ -198,11 +194,11 @@ class ConvSpectralNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """``(scale * W / sigma, sigma)`` with ``sigma = <W, S>``; ``W_sn = 0``, without gradients,
-    where sigma is 0.
+    """``(scale * W / sigma, sigma)`` with ``sigma = <W, S>``; zeros without gradients at sigma 0.
 
     A node of its own because it saves the result and not ``W``: an optimizer may step between
-    forward and backward.
+    forward and backward. With ``G = dL/dW_sn``, ``g = dL/dsigma`` and ``c = <G, W_sn>``,
+    ``dL/dW = (scale G - (c - g sigma) S) / sigma`` and ``dL/dscale = c / scale``.
     """
 
     generate_vmap_rule = True
@@ -269,25 +265,21 @@ def conv_spectral_norm(
     *,
     scale: float | Tensor = 1.0,
 ) -> nn.Module:
-    r"""Normalizes a convolution's weight by the norm of the convolution itself (SN_Conv, Farnia et
-    al. 2018).
+    r"""Normalizes a convolution's weight by the norm of the convolution itself: SN_Conv.
 
     .. math:: \bar W = \mathrm{scale} \cdot W / \sigma, \qquad \sigma = \max_x |W * x| / |x|
 
     over inputs ``x`` of one size, with the layer's stride, padding, padding mode, dilation, groups
-    and output padding. The reshaped kernel that :func:`fastsn.spectral_norm` uses has usually a
-    smaller norm, so a network of
-    SN_Conv layers has smaller outputs and gradients: the paper's section 4 finds that it trains
-        worse than SN, and
-    as well with ``scale`` 1.75.
+    and output padding (Farnia et al. 2018). The reshaped kernel that :func:`fastsn.spectral_norm`
+    uses has usually a smaller norm, so a network of SN_Conv layers has smaller outputs and
+    gradients: section 4 of the paper finds that it trains worse than SN, and alike with ``scale``
+    1.75.
 
     Each read of the weight in training mode advances the power iteration by ``n_power_iterations``,
     at the cost of two convolutions of one sample each; in evaluation mode sigma is taken at the
-    stored vectors. Inputs of other sizes
-    are allowed, and sigma stays the norm for the first one: on larger inputs the layer's norm can
-        be somewhat
-    larger than ``scale``. An ``output_size`` given to a transposed convolution's forward does not
-    count.
+    stored vectors. Inputs of other sizes are allowed, and sigma stays that of the first size: on
+    larger inputs the layer's norm can be somewhat larger than ``scale``. An ``output_size`` given
+    to a transposed convolution's forward does not count.
 
     Args:
         module: a ``Conv1d``, ``Conv2d``, ``Conv3d``, ``ConvTranspose1d``, ``ConvTranspose2d`` or
@@ -316,8 +308,9 @@ def conv_spectral_norm(
 
     Example::
 
-        >>> layer = fastsn.conv_spectral_norm(nn.Conv2d(3, 64, 4, stride=2, padding=1),
-        input_shape=(32, 32)) >>> layer(torch.randn(1, 3, 32, 32)).shape
+        >>> layer = nn.Conv2d(3, 64, 4, stride=2, padding=1)
+        >>> layer = fastsn.conv_spectral_norm(layer, input_shape=(32, 32), scale=1.75)
+        >>> layer(torch.randn(1, 3, 32, 32)).shape
         torch.Size([1, 64, 16, 16])
     """
     if not is_conv(module):
@@ -339,8 +332,7 @@ def conv_spectral_norm(
     conv = ConvMap.of_module(module, weight.shape)
     shape = None if input_shape is None else conv.input_shape(input_shape)
     norm = ConvSpectralNorm(weight, conv, shape, n_power_iterations, eps, scale=scale)
-    # Unsafe means unchecked: the check reads the weight, which a layer without input size cannot
-    # give.
+    # Unsafe means unchecked: the check would read the weight, which may not have its size yet.
     parametrize.register_parametrization(module, name, norm, unsafe=True)
     make_picklable(module)
     if shape is None:

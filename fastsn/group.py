@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastsn import engine
 from fastsn.checkpoint import prepare_load
+from fastsn.compute import compute
 from fastsn.distributed import is_fsdp_module, is_sharded
+from fastsn.engine import normalize
 from fastsn.parametrization import SpectralNorm
 
 __all__ = ["SpectralNormGroup"]
@@ -89,10 +90,10 @@ class SpectralNormGroup:
         if not norms:
             return
         if torch.compiler.is_compiling():
-            weights_sn = engine.normalize(norms, weights)
+            weights_sn = normalize(norms, weights)
         else:
             try:
-                weights_sn = engine.normalize(norms, weights)
+                weights_sn = normalize(norms, weights)
             except RuntimeError as error:
                 self._blame(error)
                 raise
@@ -163,7 +164,7 @@ class SpectralNormGroup:
                 sigma = weight.norm()
                 result[member.label] = sigma[None] if per_unfolding else sigma
                 continue
-            computed = engine.compute([member.norm], [weight], 0)
+            computed = compute([member.norm], [weight], 0)
             result[member.label] = (
                 computed.view_stats[:, 0] if per_unfolding else computed.sigmas[0]
             )
@@ -198,7 +199,7 @@ class SpectralNormGroup:
             for member in free:
                 member.norm.training = False
             with torch.no_grad():
-                weights_sn = engine.normalize(
+                weights_sn = normalize(
                     [member.norm for member in free], [member.weight for member in free]
                 )
         finally:

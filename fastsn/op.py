@@ -24,14 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from fastsn.backend import Backend, select_backend
+from fastsn.backend import select_backend
+from fastsn.functorch import transformable
+from fastsn.layout import contiguous, like_layouts, native_layouts, restore_layouts
 from fastsn.problem import (
-    SN_V_FIRST,
     accumulate_dtype,
     group_views,
-    native_layout,
     split_vectors,
 )
 from fastsn.reference import inner, reciprocal, sigma_gradient
@@ -66,9 +65,12 @@ def _forward(
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     _check_vectors(weights, us, vs, dims, kinds)
     chosen = select_backend(backend, weights[0].device, weights[0].dtype, out_dtype)
-    laid_out, new_dims = _native_layouts(chosen, weights, dims, kinds)
-    # Autocast is still on inside an op and would move the reference's products to the lower
-    # precision.
+    laid_out, new_dims = weights, dims
+    if not chosen.any_layout:
+        laid_out, new_dims = native_layouts(weights, dims, kinds)
+        us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+        scale_tensor = contiguous(scale_tensor)
+    # Autocast is still on inside an op and would move the reference's products to the lower precision.
     with torch.autocast(weights[0].device.type, enabled=False):
         results, *rest = chosen.forward(
             laid_out,
@@ -82,13 +84,7 @@ def _forward(
             eps,
             out_dtype,
         )
-    results = [
-        _restore_layout(result, weight, used, dim, new_dim)
-        for result, weight, used, dim, new_dim in zip(
-            results, weights, laid_out, dims, new_dims, strict=True
-        )
-    ]
-    return results, *rest
+    return restore_layouts(results, weights, laid_out, dims, new_dims), *rest
 
 
 def _check_vectors(
@@ -127,57 +123,26 @@ def _backward(
     backend: str,
 ) -> tuple[list[Tensor], Tensor]:
     chosen = select_backend(backend, sigmas.device, grad_dtype, weights_sn[0].dtype)
-    laid_out, new_dims = _native_layouts(chosen, weights_sn, dims, kinds)
-    aligned = [
-        _like_layout(grad, weight_sn, used, dim, new_dim)
-        for grad, weight_sn, used, dim, new_dim in zip(
-            grads, weights_sn, laid_out, dims, new_dims, strict=True
-        )
-    ]
+    laid_out, new_dims = weights_sn, dims
+    if not chosen.any_layout:
+        laid_out, new_dims = native_layouts(weights_sn, dims, kinds)
+        grads = like_layouts(grads, weights_sn, laid_out, dims, new_dims)
+        grad_sigmas, scale_tensor = contiguous(grad_sigmas), contiguous(scale_tensor)
     with torch.autocast(sigmas.device.type, enabled=False):
         results, grad_scales = chosen.backward(
-            aligned, grad_sigmas, laid_out, sigmas, vectors, view_stats, new_dims, kinds, scales,
-            scale_tensor, grad_dtype,
-        )  # fmt: skip
-    results = [
-        _restore_layout(result, weight_sn, used, dim, new_dim)
-        for result, weight_sn, used, dim, new_dim in zip(
-            results, weights_sn, laid_out, dims, new_dims, strict=True
+            grads,
+            grad_sigmas,
+            laid_out,
+            sigmas,
+            vectors,
+            view_stats,
+            new_dims,
+            kinds,
+            scales,
+            scale_tensor,
+            grad_dtype,
         )
-    ]
-    return results, grad_scales
-
-
-def _native_layouts(
-    backend: Backend, weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
-) -> tuple[list[Tensor], list[int]]:
-    """Weights the backend can walk in place, copied where it must be, and their ``dims``."""
-    laid_out, new_dims = list(weights), list(dims)
-    if backend.any_layout:
-        return laid_out, new_dims
-    for i, (weight, dim, kind) in enumerate(zip(weights, dims, kinds, strict=True)):
-        if native_layout(weight, dim, kind):
-            continue
-        if kind == SN_V_FIRST:
-            weight, new_dims[i] = weight.movedim(dim, 0), 0
-        laid_out[i] = weight.contiguous()
-    return laid_out, new_dims
-
-
-def _like_layout(grad: Tensor, weight_sn: Tensor, used: Tensor, dim: int, new_dim: int) -> Tensor:
-    """``grad`` with the strides of the tensor ``used`` in place of ``weight_sn``."""
-    if used is not weight_sn:
-        grad = grad.movedim(dim, new_dim)
-    if grad.stride() == used.stride() and grad.dtype == used.dtype:
-        return grad
-    return torch.empty_like(used).copy_(grad)
-
-
-def _restore_layout(result: Tensor, like: Tensor, used: Tensor, dim: int, new_dim: int) -> Tensor:
-    """Undoes :func:`_native_layouts` for a result."""
-    if used is like:
-        return result
-    return torch.empty_like(like, dtype=result.dtype).copy_(result.movedim(new_dim, dim))
+    return restore_layouts(results, weights_sn, laid_out, dims, new_dims), grad_scales
 
 
 def _fake_forward(
@@ -382,54 +347,6 @@ def _backward_gradient(
     )  # fmt: skip
 
 
-def _transformable(op: Any, context: Any, gradient: Any) -> type[torch.autograd.Function]:
-    """The op for functorch transforms (grad, vmap), which refuse torch.library's autograd formulas.
-
-    The same formulas, on flat arguments: a Function does not look into lists.
-    """
-
-    class Transformable(torch.autograd.Function):
-        @staticmethod
-        def forward(spec: Any, *flat: Any) -> tuple[Tensor, ...]:
-            return tuple(tree_leaves(op(*tree_unflatten(list(flat), spec))))
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            spec, *flat = inputs
-            args = tree_unflatten(flat, spec)
-            ctx.k = len(args[0])
-            ctx.lengths = [len(arg) if isinstance(arg, (list, tuple)) else None for arg in args]
-            context(ctx, args, (list(output[: ctx.k]), *output[ctx.k :]))
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            results = gradient(ctx, list(grads[: ctx.k]), *grads[ctx.k :])
-            flat: list[Any] = []
-            for result, length in zip(results, ctx.lengths, strict=True):
-                if length is None:
-                    flat.append(result)
-                else:
-                    flat.extend([None] * length if result is None else result)
-            return None, *flat
-
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], spec: Any, *flat: Any) -> tuple[Any, Any]:
-            # One call per sample. Reached only where weights or their gradients are batched.
-            samples = [
-                tree_leaves(op(*tree_unflatten(_sample(flat, in_dims[1:], b), spec)))
-                for b in range(info.batch_size)
-            ]
-            return tuple(torch.stack(parts) for parts in zip(*samples, strict=True)), 0
-
-    return Transformable
-
-
-def _sample(flat: Sequence[Any], in_dims: Sequence[int | None], b: int) -> list[Any]:
-    return [
-        arg if dim is None else arg.select(dim, b) for arg, dim in zip(flat, in_dims, strict=True)
-    ]
-
-
 def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> Any:
     """Registers one op; returns the function that calls it."""
     library.impl(name, kernel, "CompositeExplicitAutograd")
@@ -440,12 +357,9 @@ def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> A
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
             return op(*args)
-        leaves, spec = tree_flatten(args)
-        outputs = list(transformable.apply(spec, *leaves))
-        k = len(args[0])
-        return outputs[:k], *outputs[k:]
+        return transformed(*args)
 
-    transformable = _transformable(call, context, gradient)
+    transformed = transformable(call, context, gradient)
     return call
 
 

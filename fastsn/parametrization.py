@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastsn import engine
 from fastsn.checkpoint import install_load_hook
+from fastsn.compute import compute
+from fastsn.engine import normalize
 from fastsn.functional import normalize_dim
 from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, View, views_of
 from fastsn.serialization import make_picklable
+from fastsn.step import Record, new_handle, weight_key
 
 __all__ = ["SpectralNorm", "spectral_norm"]
 
@@ -116,16 +118,16 @@ class SpectralNorm(nn.Module):
         """Advances the vectors now, by ``n_power_iterations`` (default: the layer's own number)."""
         n = self.n_power_iterations if n_power_iterations is None else n_power_iterations
         if len(self._shape) > 1:
-            engine.compute([self], [weight], n)
+            compute([self], [weight], n)
         self._record = None
-        self._weight_key = engine.weight_key(weight)
+        self._weight_key = weight_key(weight)
 
     # Forward
 
     def forward(self, weight: Tensor) -> Tensor:
         if self._shared is not None:
             return self._shared
-        return engine.normalize([self], [weight])[0]
+        return normalize([self], [weight])[0]
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
@@ -136,10 +138,10 @@ class SpectralNorm(nn.Module):
     def _forget(self) -> None:
         """State that belongs to this process and moment: never copied, pickled or compared."""
         self._shared: Tensor | None = None
-        self._record: engine.Record | None = None
+        self._record: Record | None = None
         self._weight_key: Any = None
         self._synchronized = False
-        self.handle = engine.new_handle(self)
+        self.handle = new_handle(self)
 
     def forget_weight(self) -> None:
         """With ``update="step"``: takes the weight for changed at the next forward."""
@@ -255,8 +257,7 @@ def adopt(module: nn.Module, name: str, norm: SpectralNorm) -> None:
     """What a layer with a registered :class:`SpectralNorm` needs besides: pickling, checkpoints, tied weights."""
     make_picklable(module)
     install_load_hook(module)
-    weight = module.parametrizations[name].original
-    _owners[id(weight)] = weakref.ref(weight), weakref.ref(module), name
+    _owners[id(module.parametrizations[name].original)] = weakref.ref(module), name
 
 
 def default_dim(module: nn.Module) -> int:
@@ -323,19 +324,18 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
-# Which layer normalizes a parameter, to notice tied weights. Keyed by id, as tensors do not
-# compare.
-_owners: dict[int, tuple[weakref.ref[Tensor], weakref.ref[nn.Module], str]] = {}
+# Which layer normalizes a parameter, to notice tied weights. Keyed by id, and without a reference to the
+# parameter, because torch refuses to swap tensors that are weakly referenced.
+_owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 
 
 def _is_owned(weight: Tensor) -> bool:
     if id(weight) not in _owners:
         return False
-    tensor, module, name = _owners[id(weight)]
+    module, name = _owners[id(weight)]
     host = module()
     if (
-        tensor() is weight
-        and host is not None
+        host is not None
         and parametrize.is_parametrized(host, name)
         and host.parametrizations[name].original is weight
     ):

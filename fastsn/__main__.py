@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -23,21 +24,21 @@ def main() -> int:
     for title, lines in (("", _versions()), ("build", _build()), ("environment", _environment())):
         print(f"\n{title}" if title else f"fastsn {fastsn.__version__}")
         for name, value in lines:
-            print(f"  {name:<16}  {value}")
+            print(f"  {name:<23}  {value}")
     devices = [torch.device(i) for i in range(torch.cuda.device_count())]
     served = [_print_backends(device) for device in [torch.device("cpu"), *devices]]
     return int(not any(served))
 
 
 def _versions() -> Iterator[tuple[str, object]]:
-    packages = [d.metadata["Name"] for d in importlib.metadata.distributions()]
-    triton = importlib.metadata.version("triton") if "triton" in packages else "not installed"
+    found = importlib.util.find_spec("triton")
+    triton = importlib.metadata.version("triton") if found else "not installed"
     yield from (("python", platform.python_version()), ("torch", torch.__version__))
     yield from (("triton", triton), ("CPU threads", torch.get_num_threads()))
     if not native.cpu.import_error():
         ops = native.cpu.ops
-        found = ", ".join(ops.simd_levels())
-        yield "CPU instructions", f"{ops.simd_level()} (this processor has {found})"
+        levels = ", ".join(ops.simd_levels())
+        yield "CPU instructions", f"{ops.simd_level()} (this processor has {levels})"
     for i in range(torch.cuda.device_count()):
         yield f"cuda:{i}", torch.cuda.get_device_name(i)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -18,6 +19,7 @@ from fastsn.parametrization import (
     default_dim,
 )
 from fastsn.problem import BSN, SN
+from fastsn.serialization import parametrizations_of
 
 __all__ = ["METHODS", "apply"]
 
@@ -86,8 +88,8 @@ def apply(
 
     Example::
 
-        >>> discriminator = nn.Sequential(nn.Conv2d(3, 64, 3), nn.LeakyReLU(0.1), nn.Conv2d(64, 64, 4, 2))
-        >>> group = fastsn.apply(discriminator, method="bssn", scale=1.2, update="step")
+        >>> critic = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 4, 2))
+        >>> group = fastsn.apply(critic, method="bssn", scale=1.2, update="step")
         >>> sorted(group.sigmas())
         ['0.weight', '2.weight']
     """
@@ -98,7 +100,8 @@ def apply(
         scale = DEFAULT_SCALE if scaled else 1.0
     elif not scaled and (isinstance(scale, Tensor) or scale != 1):
         raise ValueError(
-            f"expected no scale for method {method!r}, got {scale!r}: use method {method.replace('s', 'ss', 1)!r}"
+            f"expected no scale for method {method!r}, got {scale!r}: "
+            f"use method {method.replace('s', 'ss', 1)!r}"
         )
     check_options(n_power_iterations, eps, scale, update)
     chosen, notes = _select(model, include, exclude)
@@ -120,15 +123,15 @@ def apply(
         parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
         adopt(layer, "weight", norm)
         if norm.training:  # the iteration of that forward, so that the numbers are spectral_norm's
-            norm.advance(layer.parametrizations.weight.original, n_power_iterations)
+            norm.advance(parametrizations_of(layer)["weight"].original, n_power_iterations)
             norm._weight_key = None
     return SpectralNormGroup(model, notes)
 
 
 def _select(
     model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]
-) -> tuple[list[tuple[str, nn.Module]], dict[str, str]]:
-    """Layers to normalize, and what to say of every other weight; raises before anything is changed."""
+) -> tuple[list[tuple[str, Any]], dict[str, str]]:
+    """Layers to normalize, and what to say of every other weight; changes nothing."""
     wanted = None if include is None else _patterns("include", include)
     unwanted = _patterns("exclude", exclude)
     names = [name for name, _ in model.named_modules()]
@@ -138,7 +141,7 @@ def _select(
                 raise ValueError(
                     f"expected {option} pattern {pattern!r} to match a layer, got no match"
                 )
-    chosen: list[tuple[str, nn.Module]] = []
+    chosen: list[tuple[str, Any]] = []
     notes: dict[str, str] = {}
     seen: dict[int, str] = {}
     for name, layer in model.named_modules():
@@ -161,7 +164,7 @@ def _select(
             chosen.append((name, layer))
             continue
         for own, parameter in layer._parameters.items():
-            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            if nn.parameter.is_lazy(parameter):
                 notes[f"{name}.{own}" if name else own] = reason
             elif parameter is not None and (handled or not own.startswith("bias")):
                 many = isinstance(parameter, Tensor) and parameter.ndim >= 2
@@ -172,7 +175,8 @@ def _select(
     if not chosen:
         what = "left by include and exclude" if wanted is not None or unwanted else "in it"
         raise ValueError(
-            f"expected {type(model).__name__} to have a linear, embedding or convolution layer, got none {what}"
+            f"expected {type(model).__name__} to have a linear, embedding or convolution layer, "
+            f"got none {what}"
         )
     return chosen, notes
 
@@ -187,8 +191,8 @@ def _checked(name: str, layer: nn.Module) -> Tensor:
     """The weight of ``layer``; errors name the layer."""
     if _is_normalized(layer):
         raise ValueError(
-            f"expected layer '{name}' not to be normalized, got one that is already: exclude it, or call "
-            "fastsn.convert(model) for torch's spectral norms"
+            f"expected layer '{name}' not to be normalized, got one that is already: exclude it, "
+            "or call fastsn.convert(model) for torch's spectral norms"
         )
     try:
         weight = check_weight(layer, "weight")

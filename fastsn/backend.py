@@ -141,7 +141,7 @@ def _select(
 
 
 def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
-    """Reasons against each backend for weights of ``dtype`` on ``device``; an empty list means usable."""
+    """Reasons against each backend for such weights; an empty list means it can be used."""
     return {
         name: backend.unsupported_reasons(device, dtype, None) for name, backend in BACKENDS.items()
     }

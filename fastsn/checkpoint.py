@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fastsn.functional import spectral_normalize
 from fastsn.problem import WARM_UP
 from fastsn.reference import unfold
+from fastsn.serialization import parametrizations_of
 
 __all__ = ["convert_state_dict", "install_load_hook", "prepare_load"]
 
@@ -87,7 +88,7 @@ def _rename_to_hook(state_dict: MutableMapping[str, Any]) -> None:
 
 
 def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str) -> None:
-    """Renames the entries of one layer to fastsn's, in place; computes the right vector if it has none."""
+    """Renames the entries of one layer to fastsn's, in place; adds a missing right vector."""
     stem = f"{prefix}parametrizations.{name}."
     if stem + "original" in state_dict:
         return
@@ -117,7 +118,7 @@ def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str
 
 
 def install_load_hook(module: nn.Module) -> None:
-    """Lets ``module.load_state_dict`` read the layouts above, and refuse bad entries before any is copied."""
+    """Lets ``module.load_state_dict`` read the layouts above and refuse bad entries early."""
     if _load_hook not in [
         getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()
     ]:
@@ -137,7 +138,7 @@ def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix
         RuntimeError: an entry of the wrong shape or with non-finite vectors. Nothing was loaded
             then.
     """
-    for name, parametrization in getattr(module, "parametrizations", {}).items():
+    for name, parametrization in parametrizations_of(module).items():
         vector_names = getattr(parametrization[0], "vector_names", None)
         if vector_names is None:
             continue
@@ -184,8 +185,8 @@ def _check_entry(key: str, value: Any, own: Tensor, vector: bool) -> None:
         raise RuntimeError(f"fastsn: expected '{key}' to be a tensor, got {type(value).__name__}")
     if value.shape != own.shape:
         raise RuntimeError(
-            f"fastsn: size mismatch for '{key}': expected {tuple(own.shape)}, got {tuple(value.shape)}. "
-            "Nothing of this layer was loaded."
+            f"fastsn: size mismatch for '{key}': expected {tuple(own.shape)}, "
+            f"got {tuple(value.shape)}. Nothing of this layer was loaded."
         )
     if vector and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
         raise RuntimeError(

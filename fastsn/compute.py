@@ -1,4 +1,4 @@
-"""One op call for parametrizations and their weights: gathers its arguments, stores the new vectors."""
+"""One op call for parametrizations and weights: gathers arguments, stores the new vectors."""
 
 from __future__ import annotations
 
@@ -68,10 +68,11 @@ def compute(
 def stack_scales(
     norms: Sequence[SpectralNorm], device: torch.device
 ) -> tuple[list[float], Tensor | None]:
-    """Scales as the op takes them: floats, or one ``[k]`` tensor as soon as one of them is a tensor."""
+    """Scales as the op takes them: floats, or a ``[k]`` tensor if one of them is a tensor."""
     scales = [norm.scale for norm in norms]
-    if not any(isinstance(scale, Tensor) for scale in scales):
-        return scales, None
+    numbers = [scale for scale in scales if not isinstance(scale, Tensor)]
+    if len(numbers) == len(scales):
+        return numbers, None
     tensors = [
         scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
         for scale in scales

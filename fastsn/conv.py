@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.analysis.linear_map import ConvMap, Size, is_conv
-from fastsn.engine import autocast_dtype
-from fastsn.parametrization import WARM_UP, check_options, check_weight
-from fastsn.problem import accumulate_dtype
+from fastsn.compute import autocast_dtype
+from fastsn.parametrization import check_options, check_weight
+from fastsn.problem import WARM_UP, accumulate_dtype
 from fastsn.serialization import make_picklable
 
 __all__ = ["ConvSpectralNorm", "conv_spectral_norm"]

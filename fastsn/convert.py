@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -16,7 +18,7 @@ from fastsn.conv import ConvSpectralNorm
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt
 from fastsn.problem import SN, SN_V_FIRST
-from fastsn.serialization import own_class
+from fastsn.serialization import own_class, parametrizations_of
 
 __all__ = ["convert", "fold"]
 
@@ -41,7 +43,7 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
 
     Example::
 
-        >>> model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.ReLU())
+        >>> model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)))
         >>> group = fastsn.convert(model)
     """
     if update not in ("forward", "step"):
@@ -49,7 +51,7 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
     parametrized = [
         (name, layer, tensor_name, i)
         for name, layer in model.named_modules()
-        for tensor_name, held in getattr(layer, "parametrizations", {}).items()
+        for tensor_name, held in parametrizations_of(layer).items()
         for i, norm in enumerate(held)
         if isinstance(norm, TorchSpectralNorm)
     ]
@@ -91,13 +93,13 @@ def _notes(model: nn.Module) -> dict[str, str]:
         if ".parametrizations." in f".{name}":
             if own == "original" or own.startswith("original"):
                 stem = name.split("parametrizations.")
-                held = model.get_submodule(layer_name)
+                held: Any = model.get_submodule(layer_name)
                 if not any(isinstance(norm, (TorchSpectralNorm, SpectralNorm)) for norm in held):
                     kinds = ", ".join(type(norm).__name__ for norm in held)
                     notes[stem[0] + stem[1].split(".")[0]] = (
                         f"parametrized by {kinds}, not by a spectral norm"
                     )
-        elif isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.ndim < 2:
+        elif nn.parameter.is_lazy(parameter) or parameter.ndim < 2:
             continue
         elif not own.endswith("_orig"):
             notes[name] = "no spectral norm"
@@ -107,7 +109,7 @@ def _notes(model: nn.Module) -> dict[str, str]:
 
 
 def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: str) -> None:
-    held = layer.parametrizations[tensor_name]
+    held = parametrizations_of(layer)[tensor_name]
     theirs = held[i]
     iterations = getattr(theirs, "n_power_iterations", 1)  # absent for 1-d weights
     ours = _bare_norm(held.original.shape, theirs.dim, iterations, theirs.eps, SN, update)
@@ -121,7 +123,7 @@ def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: st
 
 def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None:
     name = hook.name
-    weight = layer._parameters.pop(f"{name}_orig")
+    weight: Any = layer._parameters.pop(f"{name}_orig")
     vectors = {
         own: layer._buffers.pop(f"{name}_{theirs}") for own, theirs in (("_u", "u"), ("_v", "v"))
     }
@@ -149,7 +151,7 @@ def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None
         for own, vector in vectors.items():
             ours.register_buffer(own, vector)
     parametrize.register_parametrization(layer, name, ours, unsafe=True)
-    layer.parametrizations[name].unsafe = False
+    parametrizations_of(layer)[name].unsafe = False
     ours.train(layer.training)
     adopt(layer, name, ours)
 
@@ -186,7 +188,7 @@ def fold(model: nn.Module) -> nn.Module:
     found = [
         (layer, name)
         for layer in model.modules()
-        for name, held in getattr(layer, "parametrizations", {}).items()
+        for name, held in parametrizations_of(layer).items()
         if any(isinstance(norm, kinds) for norm in held)
     ]
     if not found:
@@ -196,12 +198,13 @@ def fold(model: nn.Module) -> nn.Module:
     for layer, name in found:
         others = [
             type(norm).__name__
-            for norm in layer.parametrizations[name]
+            for norm in parametrizations_of(layer)[name]
             if not isinstance(norm, kinds)
         ]
         if others:
             raise ValueError(
-                f"expected '{name}' of {layer} to have spectral norms only, got {others} too: remove those first"
+                f"expected '{name}' of {layer} to have spectral norms only, got {others} too: "
+                "remove those first"
             )
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
@@ -209,7 +212,7 @@ def fold(model: nn.Module) -> nn.Module:
             if isinstance(group, SpectralNormGroup):
                 group.detach()
     for layer, name in found:
-        for norm in layer.parametrizations[name]:
+        for norm in parametrizations_of(layer)[name]:
             norm.eval()
         own_class(layer)
         parametrize.remove_parametrizations(layer, name)

@@ -22,8 +22,8 @@ __all__ = ["normalize"]
 def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[Tensor]:
     """The normalized weights of one forward; layers of equal settings share one op call.
 
-    Advances the vectors of layers in training mode: at every call, or with ``update="step"`` once per
-    change of the weight (:mod:`fastsn.step`).
+    Advances the vectors of layers in training mode: at every call, or with ``update="step"``
+    once per change of the weight (:mod:`fastsn.step`).
     """
     compiling = torch.compiler.is_compiling()
     if not compiling:
@@ -36,8 +36,8 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
             continue
         if is_sharded(weight):
             raise RuntimeError(
-                "fastsn: expected a plain weight, got a sharded DTensor: read it inside the forward of "
-                "the module that FSDP gathers it for"
+                "fastsn: expected a plain weight, got a sharded DTensor: read it inside the "
+                "forward of the module that FSDP gathers it for"
             )
         step = norm.training and norm.update == "step"
         iterations = norm.n_power_iterations if norm.training else 0

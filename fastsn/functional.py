@@ -1,4 +1,4 @@
-"""The differentiable function: lists of weights and vectors in, normalized weights and sigmas out."""
+"""The differentiable function: weights and vectors in, normalized weights and sigmas out."""
 
 from __future__ import annotations
 
@@ -111,9 +111,18 @@ def spectral_normalize(
             )
     scales, scale_tensor = _scales(scale, k)
     result, sigmas, vectors, _ = _op(
-        list(weights), list(us), list(vs), dims, kinds, scales, scale_tensor, n_power_iterations, float(eps),
-        out_dtype, requested_backend(),
-    )  # fmt: skip
+        list(weights),
+        list(us),
+        list(vs),
+        dims,
+        kinds,
+        scales,
+        scale_tensor,
+        n_power_iterations,
+        float(eps),
+        out_dtype,
+        requested_backend(),
+    )
     pairs = split_vectors(vectors, views)
     return SpectralNormalized(result, sigmas, [u for u, _ in pairs], [v for _, v in pairs])
 
@@ -122,7 +131,8 @@ def normalize_dim(dim: int, ndim: int) -> int:
     """``dim`` counted from the front; IndexError in torch's words when it is out of range."""
     if not -ndim <= dim < ndim:
         raise IndexError(
-            f"Dimension out of range (expected to be in range of [-{ndim}, {ndim - 1}] but got {dim})"
+            "Dimension out of range (expected to be in range of "
+            f"[-{ndim}, {ndim - 1}] but got {dim})"
         )
     return dim % ndim
 

@@ -20,7 +20,8 @@ def transformable(
     The same formulas, on flat arguments, as a Function does not look into lists.
 
     Args:
-        op: takes lists and other arguments; returns a list, of the length of its first argument, and tensors.
+        op: takes lists and other arguments; returns a list as long as its first argument, and
+            tensors.
         context: the op's ``setup_context``.
         gradient: the op's backward formula.
     """

@@ -14,6 +14,7 @@ from fastsn.compute import compute
 from fastsn.distributed import is_fsdp_module, is_sharded
 from fastsn.engine import normalize
 from fastsn.parametrization import SpectralNorm
+from fastsn.serialization import parametrizations_of
 
 __all__ = ["SpectralNormGroup"]
 
@@ -32,7 +33,8 @@ class Member(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        return self.layer.parametrizations[self.tensor_name].original
+        held: Any = self.layer._modules["parametrizations"]
+        return held[self.tensor_name].original
 
 
 class SpectralNormGroup:
@@ -57,7 +59,8 @@ class SpectralNormGroup:
         self.members = _collect(model)
         if not self.members:
             raise ValueError(
-                f"expected at least one layer of {type(model).__name__} to have a fastsn spectral norm, got none"
+                f"expected at least one layer of {type(model).__name__} to have a fastsn "
+                "spectral norm, got none"
             )
         self.notes = dict(notes or {})
         self._given: list[SpectralNorm] = []
@@ -134,8 +137,8 @@ class SpectralNormGroup:
                 )
             if not _holds(self.model, member.name, member.layer):
                 raise RuntimeError(
-                    f"fastsn: expected layer '{member.name}' to be the one that was grouped, got a model "
-                    "in which it was removed or replaced: call group.refresh()"
+                    f"fastsn: expected layer '{member.name}' to be the one that was grouped, got a "
+                    "model in which it was removed or replaced: call group.refresh()"
                 )
 
     def _before_load(
@@ -181,7 +184,7 @@ class SpectralNormGroup:
             member.norm.advance(member.weight)
 
     def reset(self) -> None:
-        """Draws all vectors anew and warms them up, for a model whose weights were initialized again."""
+        """Draws all vectors anew and warms them up: for weights that were initialized again."""
         for member in self.members:
             member.norm.reset(member.weight)
 
@@ -214,7 +217,7 @@ class SpectralNormGroup:
                 member.norm._shared = None
 
     def refresh(self) -> None:
-        """Looks for the model's normalized layers again, after layers were added, removed or replaced."""
+        """Looks for the normalized layers again, after some were added, removed or replaced."""
         members = _collect(self.model)
         if not members:
             raise ValueError("expected at least one layer with a fastsn spectral norm, got none")
@@ -260,7 +263,7 @@ class SpectralNormGroup:
 def _collect(model: nn.Module) -> list[Member]:
     members = []
     for name, layer in model.named_modules():
-        for tensor_name, held in getattr(layer, "parametrizations", {}).items():
+        for tensor_name, held in parametrizations_of(layer).items():
             # One that comes after another parametrization has no weight of its own to read.
             if isinstance(held[0], SpectralNorm):
                 members.append(Member(name, tensor_name, layer, held[0]))

@@ -37,16 +37,18 @@ from fastsn.reference import inner, reciprocal, sigma_gradient
 
 __all__ = ["spectral_normalize", "spectral_normalize_backward"]
 
-library = torch.library.Library("fastsn", "DEF")
+library: Any = torch.library.Library("fastsn", "DEF")
 library.define(
-    "spectral_normalize(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, float[] scales, "
-    "Tensor? scale_tensor, int n_power_iterations, float eps, ScalarType? out_dtype, str backend) "
+    "spectral_normalize(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, "
+    "float[] scales, Tensor? scale_tensor, int n_power_iterations, float eps, "
+    "ScalarType? out_dtype, str backend) "
     "-> (Tensor[] weights_sn, Tensor sigmas, Tensor vectors, Tensor view_stats)"
 )
 library.define(
-    "spectral_normalize_backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
-    "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, Tensor? scale_tensor, "
-    "ScalarType grad_dtype, str backend) -> (Tensor[] grad_weights, Tensor grad_scales)"
+    "spectral_normalize_backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, "
+    "Tensor sigmas, Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "
+    "Tensor? scale_tensor, ScalarType grad_dtype, str backend) "
+    "-> (Tensor[] grad_weights, Tensor grad_scales)"
 )
 
 
@@ -70,7 +72,7 @@ def _forward(
         laid_out, new_dims = native_layouts(weights, dims, kinds)
         us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
         scale_tensor = contiguous(scale_tensor)
-    # Autocast is still on inside an op and would move the reference's products to the lower precision.
+    # Autocast is still on inside an op and would lower the precision of the reference's products.
     with torch.autocast(weights[0].device.type, enabled=False):
         results, *rest = chosen.forward(
             laid_out,
@@ -165,8 +167,9 @@ def _fake_forward(
 
 
 def _fake_backward(
-    grads: Any, grad_sigmas: Any, weights_sn: Any, sigmas: Tensor, vectors: Any, view_stats: Any, dims: Any,
-    kinds: Any, scales: Any, scale_tensor: Any, grad_dtype: torch.dtype, backend: str,
+    grads: Any, grad_sigmas: Any, weights_sn: Any, sigmas: Tensor, vectors: Any,
+    view_stats: Any, dims: Any, kinds: Any, scales: Any,
+    scale_tensor: Any, grad_dtype: torch.dtype, backend: str,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     return (
         [torch.empty_like(weight_sn, dtype=grad_dtype) for weight_sn in weights_sn],
@@ -191,9 +194,20 @@ def _forward_gradient(
     sigmas, vectors, view_stats, scale_tensor, *weights_sn = ctx.saved_tensors
     dims, kinds, scales, dtype, backend = ctx.plan
     grad_weights, grad_scale = gradients(
-        grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, dims, kinds, scales, scale_tensor,
-        dtype, backend, ctx.needs,
-    )  # fmt: skip
+        grads,
+        grad_sigmas,
+        weights_sn,
+        sigmas,
+        vectors,
+        view_stats,
+        dims,
+        kinds,
+        scales,
+        scale_tensor,
+        dtype,
+        backend,
+        ctx.needs,
+    )
     nothing = [None] * ctx.n_views
     return grad_weights, nothing, nothing, None, None, None, grad_scale, None, None, None, None
 

@@ -21,7 +21,7 @@ from fastsn.compute import compute
 from fastsn.engine import normalize
 from fastsn.functional import normalize_dim
 from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, View, views_of
-from fastsn.serialization import make_picklable
+from fastsn.serialization import make_picklable, parametrizations_of
 from fastsn.step import Record, new_handle, weight_key
 
 __all__ = ["SpectralNorm", "spectral_norm"]
@@ -50,6 +50,9 @@ class SpectralNorm(nn.Module):
     n_power_iterations: int
     eps: float
     update: str
+    scale: float | Tensor
+    _record: Record | None
+    _weight_key: Any
 
     def __init__(
         self,
@@ -138,8 +141,8 @@ class SpectralNorm(nn.Module):
     def _forget(self) -> None:
         """State that belongs to this process and moment: never copied, pickled or compared."""
         self._shared: Tensor | None = None
-        self._record: Record | None = None
-        self._weight_key: Any = None
+        self._record = None
+        self._weight_key = None
         self._synchronized = False
         self.handle = new_handle(self)
 
@@ -254,10 +257,10 @@ def register(
 
 
 def adopt(module: nn.Module, name: str, norm: SpectralNorm) -> None:
-    """What a layer with a registered :class:`SpectralNorm` needs besides: pickling, checkpoints, tied weights."""
+    """What a layer needs beside its :class:`SpectralNorm`: pickling, checkpoints, tied weights."""
     make_picklable(module)
     install_load_hook(module)
-    _owners[id(module.parametrizations[name].original)] = weakref.ref(module), name
+    _owners[id(parametrizations_of(module)[name].original)] = weakref.ref(module), name
 
 
 def default_dim(module: nn.Module) -> int:
@@ -297,10 +300,10 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"Module '{module}' has no parameter or buffer with name '{name}'")
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+    if nn.parameter.is_lazy(weight):
         raise ValueError(
-            f"expected '{name}' of {module} to be initialized, got an uninitialized (lazy) parameter: "
-            "run one forward of the model before normalizing it"
+            f"expected '{name}' of {module} to be initialized, got an uninitialized (lazy) "
+            "parameter: run one forward of the model before normalizing it"
         )
     if f"{name}_orig" in module._parameters:
         raise ValueError(
@@ -319,13 +322,13 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     if _is_owned(weight):
         raise ValueError(
             f"expected '{name}' of {module} to belong to one layer, got a tied weight that another "
-            "layer's spectral norm already normalizes: normalize one of them and share the layer instead"
+            "layer's spectral norm already normalizes: share the layer instead"
         )
     return weight
 
 
-# Which layer normalizes a parameter, to notice tied weights. Keyed by id, and without a reference to the
-# parameter, because torch refuses to swap tensors that are weakly referenced.
+# Which layer normalizes a parameter, to notice tied weights. Keyed by id, and without a reference to
+# the parameter, because torch refuses to swap tensors that are weakly referenced.
 _owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 
 
@@ -337,7 +340,7 @@ def _is_owned(weight: Tensor) -> bool:
     if (
         host is not None
         and parametrize.is_parametrized(host, name)
-        and host.parametrizations[name].original is weight
+        and parametrizations_of(host)[name].original is weight
     ):
         return True
     del _owners[id(weight)]

@@ -199,7 +199,7 @@ def reciprocal(x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """Euclidean norm; summed in float64, as squares leave float32's range long before sigma does."""
+    """Euclidean norm; in float64, as squares leave float32's range long before sigma does."""
     double = torch.complex128 if x.is_complex() else torch.float64
     wide = None if x.device.type == "mps" else double  # mps has no float64
     return torch.linalg.vector_norm(x, dtype=wide).to(x.dtype.to_real())

@@ -1,4 +1,4 @@
-"""pickle, ``torch.save(module)`` and ``copy.copy`` for parametrized modules.
+"""Parametrized modules: pickle, ``torch.save(module)`` and ``copy.copy`` for parametrized modules.
 
 torch gives a parametrized module a class of its own, made on the fly, that refuses to be pickled.
 Here it is pickled as its original class and the names of its parametrized tensors, from which the
@@ -13,11 +13,17 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["make_picklable", "own_class"]
+__all__ = ["make_picklable", "own_class", "parametrizations_of"]
+
+
+def parametrizations_of(module: nn.Module) -> dict[str, Any]:
+    """The parametrization lists of a module, by tensor name; empty if it has none."""
+    held: Any = module._modules.get("parametrizations")
+    return dict(held.items()) if parametrize.is_parametrized(module) else {}
 
 
 def make_picklable(module: nn.Module) -> None:
-    """Lets a parametrized ``module`` be pickled and copied; the parametrizations themselves must be too."""
+    """Lets a parametrized ``module`` be pickled and copied, if its parametrizations can be."""
     type(module).__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
 
 
@@ -38,7 +44,7 @@ def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
         state = custom(module)
     else:
         state = module.__dict__.copy()
-    return _remake, (base, tuple(module.parametrizations)), state
+    return _remake, (base, tuple(parametrizations_of(module))), state
 
 
 def _remake(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:

@@ -28,7 +28,7 @@ __all__ = ["Record", "new_handle", "normalize_step", "normalize_step_compiled", 
 
 @dataclass(eq=False)
 class Record:
-    """One weight's share of an op call, kept for all forwards until the weight or its scale changes."""
+    """One weight's share of an op call, kept until the weight or its scale changes."""
 
     key: Any
     captured: bool
@@ -37,7 +37,7 @@ class Record:
 
 
 def weight_key(weight: Tensor) -> Any:
-    """What identifies a weight's values: address and version; None for tensors that have neither."""
+    """What identifies a weight's values: address and version; None if it has neither."""
     while torch._C._functorch.is_functorch_wrapped_tensor(weight):
         weight = torch._C._functorch.get_unwrapped(weight)
     try:
@@ -55,10 +55,10 @@ def normalize_step(
         key = weight_key(weight)
         record = norm._record
         # A captured graph must compute what it will replay, and what it computed is its own.
-        foreign = record is None or record.captured != capturing
-        if key is None or norm._weight_key != key or (capturing and foreign):
+        mine = record is not None and record.captured == capturing
+        if key is None or norm._weight_key != key or (capturing and not mine):
             changed.append(i)
-        elif foreign or record.key != (key, _scale_key(norm), out_dtype):
+        elif record is None or not mine or record.key != (key, _scale_key(norm), out_dtype):
             lost.append(i)
     if torch._C._are_functorch_transforms_active():
         return _transformed(norms, weights, out_dtype, changed)
@@ -71,7 +71,7 @@ def normalize_step(
                 norm._weight_key = weight_key(weight)
                 key = norm._weight_key, _scale_key(norm), out_dtype
                 norm._record = Record(key, capturing, source, index)
-    flat = _gather([norm._record for norm in norms])
+    flat = _gather([norm._record for norm in norms if norm._record is not None])
     _, scale_tensor = stack_scales(norms, weights[0].device)
     return list(_Recorded.apply(flat, requested_backend(), scale_tensor, *weights)[:-1])
 
@@ -147,9 +147,20 @@ class _Recorded(torch.autograd.Function):
         sigmas, scale_tensor, *weights_sn = ctx.saved_tensors
         recorded: Computed = ctx.recorded
         grad_weights, grad_scale = gradients(
-            grads[:-1], grads[-1], weights_sn, sigmas, recorded.vectors, recorded.view_stats, recorded.dims,
-            recorded.kinds, recorded.scales, scale_tensor, ctx.dtype, ctx.backend, ctx.needs_input_grad[3:],
-        )  # fmt: skip
+            grads[:-1],
+            grads[-1],
+            weights_sn,
+            sigmas,
+            recorded.vectors,
+            recorded.view_stats,
+            recorded.dims,
+            recorded.kinds,
+            recorded.scales,
+            scale_tensor,
+            ctx.dtype,
+            ctx.backend,
+            ctx.needs_input_grad[3:],
+        )
         return None, None, grad_scale, *grad_weights
 
 
@@ -172,7 +183,7 @@ def _advance_if_changed(
         first += len(own)
         key = weight_key(weight)
         if capturing or key is None or norm._weight_key != key:
-            # Into the vectors that were handed in: functionalized graphs pass copies of the buffers.
+            # Into the vectors handed in: functionalized graphs pass copies of the buffers.
             pairs = [(us[j], vs[j]) for j in own]
             compute([norm], [weight], norm.n_power_iterations, pairs=pairs)
             norm._record, norm._weight_key = None, key

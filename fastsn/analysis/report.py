@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
@@ -156,16 +157,12 @@ def _is_parametrization(model: nn.Module, path: str) -> bool:
 
 
 def _weights(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    """Names and raw values of a layer's weights, those behind parametrizations and old hooks
-    included."""
+    """Names and raw values of a layer's weights, with those behind parametrizations and hooks."""
     found: list[tuple[str, Tensor]] = []
     for name, parameter in layer._parameters.items():
-        if parameter is not None and not isinstance(
-            parameter, nn.parameter.UninitializedTensorMixin
-        ):
-            found.append(
-                (name.removesuffix("_orig") if _old_hook(layer, name) else name, parameter)
-            )
+        if parameter is not None and not is_lazy(parameter):
+            shown = name.removesuffix("_orig") if _old_hook(layer, name) else name
+            found.append((shown, parameter))
     if parametrize.is_parametrized(layer):
         held: Any = layer.parametrizations
         for name, norms in held.items():
@@ -196,7 +193,8 @@ def _describe(layer: nn.Module, name: str) -> tuple[str, int, float | None]:
         return ("none", 0, None) if hook is None else ("SN", hook.dim, 1.0)
     norms: Any = list(layer.parametrizations[name])  # type: ignore[index]
     kinds = [type(norm).__name__ for norm in norms]
-    scale = torch.as_tensor(getattr(norms[0], "scale", 1.0)).item()
+    scale = getattr(norms[0], "scale", 1.0)
+    scale = scale.item() if isinstance(scale, Tensor) else scale
     if kinds == ["_SpectralNorm"]:
         return "SN", norms[0].dim, 1.0
     if kinds == ["SpectralNorm"]:

@@ -1,22 +1,26 @@
-"""One op call for parametrizations and weights: gathers arguments, stores the new vectors."""
+"""One op call for parametrizations and weights, and the autograd node for its results.
+
+Eager forwards compute without autograd and then :func:`attach` a node. That is the op's own formula
+without torch.library's flattening of arguments, which costs more than small kernels; and with
+``update="step"`` several forwards attach to the results of one call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastsn.backend import requested_backend
-from fastsn.op import spectral_normalize
-from fastsn.problem import split_vectors
+from fastsn.op import gradients, spectral_normalize
 
 if TYPE_CHECKING:
     from fastsn.parametrization import SpectralNorm
 
-__all__ = ["Computed", "compute", "stack_scales"]
+__all__ = ["Computed", "attach", "autocast_dtype", "compute", "stack_scales"]
 
 
 @dataclass(eq=False)
@@ -40,7 +44,8 @@ def compute(
     pairs: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Computed:
     """One op call; the new vectors go into the buffers (or ``pairs``), in place, if it iterated."""
-    pairs = pairs or [pair for norm in norms for pair in norm.vectors()]
+    if pairs is None:
+        pairs = [pair for norm in norms for pair in norm.vectors()]
     us, vs = [u for u, _ in pairs], [v for _, v in pairs]
     dims = [norm.dim for norm in norms]
     kinds = [norm.kind for norm in norms]
@@ -60,9 +65,62 @@ def compute(
     )
     if n_power_iterations:
         with torch.no_grad():
-            parts = split_vectors(vectors, [view for norm in norms for view in norm.views])
-            torch._foreach_copy_(us + vs, [u for u, _ in parts] + [v for _, v in parts])
+            parts = vectors.split([size for norm in norms for size in norm.vector_sizes])
+            torch._foreach_copy_(us + vs, [*parts[0::2], *parts[1::2]])
     return Computed(weights_sn, sigmas, vectors, view_stats, dims, kinds, scales)
+
+
+def attach(
+    computed: Computed, norms: Sequence[SpectralNorm], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """The normalized weights, with a new autograd node of their own if gradients are wanted."""
+    if not torch.is_grad_enabled():
+        return computed.weights_sn
+    scale_tensor = None
+    if any(isinstance(norm.scale, Tensor) for norm in norms):
+        _, scale_tensor = stack_scales(norms, weights[0].device)
+    needed = [*weights] if scale_tensor is None else [*weights, scale_tensor]
+    if not any(tensor.requires_grad for tensor in needed):
+        return computed.weights_sn
+    return list(_Node.apply(computed, requested_backend(), scale_tensor, *weights)[:-1])
+
+
+class _Node(torch.autograd.Function):
+    """The op's autograd node, with its forward already done: its gradients are the op's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, computed: Computed, backend: str, scale_tensor: Tensor | None, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs = [weight_sn.detach() for weight_sn in computed.weights_sn]
+        # sigmas are an output, although nobody reads it, so that double backward can flow through
+        # them.
+        sigmas = computed.sigmas.detach()
+        ctx.save_for_backward(sigmas, scale_tensor, *outputs)
+        ctx.computed, ctx.backend, ctx.dtype = computed, backend, weights[0].dtype
+        ctx.set_materialize_grads(False)
+        return *outputs, sigmas
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        sigmas, scale_tensor, *weights_sn = ctx.saved_tensors
+        computed: Computed = ctx.computed
+        grad_weights, grad_scale = gradients(
+            grads[:-1],
+            grads[-1],
+            weights_sn,
+            sigmas,
+            computed.vectors,
+            computed.view_stats,
+            computed.dims,
+            computed.kinds,
+            computed.scales,
+            scale_tensor,
+            ctx.dtype,
+            ctx.backend,
+            ctx.needs_input_grad[3:],
+        )
+        return None, None, grad_scale, *grad_weights
 
 
 def stack_scales(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsn.compute import autocast_dtype, compute
+from fastsn.compute import attach, autocast_dtype, compute
 from fastsn.distributed import is_sharded, share_vectors
 from fastsn.step import normalize_step, normalize_step_compiled
 
@@ -42,17 +42,20 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
         step = norm.training and norm.update == "step"
         iterations = norm.n_power_iterations if norm.training else 0
         out_dtype = autocast_dtype(weight)
-        key = (step, iterations, weight.dtype, out_dtype, norm.eps, str(weight.device))
+        key = (step, iterations, weight.dtype, out_dtype, norm.eps, weight.device)
         buckets.setdefault(key, []).append(i)
     for (step, iterations, _, out_dtype, _, _), members in buckets.items():
         own = [norms[i] for i in members]
         inputs = [weights[i] for i in members]
-        if not step:
+        if step:
+            in_steps = normalize_step_compiled if compiling else normalize_step
+            normalized = in_steps(own, inputs, out_dtype)
+        elif compiling or torch._C._are_functorch_transforms_active():
             normalized = compute(own, inputs, iterations, out_dtype).weights_sn
-        elif compiling:
-            normalized = normalize_step_compiled(own, inputs, out_dtype)
         else:
-            normalized = normalize_step(own, inputs, out_dtype)
+            with torch.no_grad():
+                computed = compute(own, inputs, iterations, out_dtype)
+            normalized = attach(computed, own, inputs)
         for i, result in zip(members, normalized, strict=True):
             results[i] = result
     return results  # type: ignore[return-value]

@@ -20,6 +20,7 @@ Schemas carry no defaults: torch.library drops defaulted arguments in backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -72,8 +73,7 @@ def _forward(
         laid_out, new_dims = native_layouts(weights, dims, kinds)
         us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
         scale_tensor = contiguous(scale_tensor)
-    # Autocast is still on inside an op and would lower the precision of the reference's products.
-    with torch.autocast(weights[0].device.type, enabled=False):
+    with _no_autocast(weights[0].device):
         results, *rest = chosen.forward(
             laid_out,
             us,
@@ -87,6 +87,13 @@ def _forward(
             out_dtype,
         )
     return restore_layouts(results, weights, laid_out, dims, new_dims), *rest
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast is still on inside an op and would lower the reference's precision."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_vectors(
@@ -130,7 +137,7 @@ def _backward(
         laid_out, new_dims = native_layouts(weights_sn, dims, kinds)
         grads = like_layouts(grads, weights_sn, laid_out, dims, new_dims)
         grad_sigmas, scale_tensor = contiguous(grad_sigmas), contiguous(scale_tensor)
-    with torch.autocast(sigmas.device.type, enabled=False):
+    with _no_autocast(sigmas.device):
         results, grad_scales = chosen.backward(
             grads,
             grad_sigmas,
@@ -361,6 +368,9 @@ def _backward_gradient(
     )  # fmt: skip
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> Any:
     """Registers one op; returns the function that calls it."""
     library.impl(name, kernel, "CompositeExplicitAutograd")
@@ -369,9 +379,15 @@ def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> A
     op = getattr(torch.ops.fastsn, name)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return op(*args)
-        return transformed(*args)
+        if torch._C._are_functorch_transforms_active():
+            return transformed(*args)
+        # With no autograd and nobody watching, the way through the dispatcher has no purpose.
+        plain = not torch.is_grad_enabled() and torch._C._len_torch_dispatch_stack() == 0
+        if plain and all(type(tensor) in _PLAIN for tensor in args[0]):
+            return kernel(*args)
+        return op(*args)
 
     transformed = transformable(call, context, gradient)
     return call

@@ -20,7 +20,7 @@ from fastsn.checkpoint import install_load_hook
 from fastsn.compute import compute
 from fastsn.engine import normalize
 from fastsn.functional import normalize_dim
-from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, View, views_of
+from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, views_of
 from fastsn.serialization import make_picklable, parametrizations_of
 from fastsn.step import Record, new_handle, weight_key
 
@@ -35,6 +35,9 @@ class SpectralNorm(nn.Module):
 
     Attributes:
         dim: dimension of the rows, not negative.
+        views: the unfoldings; none for a 1-d weight.
+        vector_names: buffer names ``(u, v)`` per unfolding.
+        vector_sizes: sizes of u and v, per unfolding.
         kind: which sums make sigma (:mod:`fastsn.problem`).
         n_power_iterations: iterations per training forward.
         eps: lower bound of the norms the vectors are divided by.
@@ -80,23 +83,17 @@ class SpectralNorm(nn.Module):
         _hold_scale(self, scale)
         self._forget()
         self._shape = tuple(weight.shape)
+        self.views = views_of(self._shape, self.dim, self.kind) if weight.ndim > 1 else []
+        self.vector_names = _VECTOR_NAMES[: len(self.views)]
+        self.vector_sizes = [size for view in self.views for size in (view.rows, view.cols)]
         if weight.ndim > 1:
             self._draw(weight)
 
     # Vectors
 
-    @property
-    def views(self) -> list[View]:
-        return views_of(self._shape, self.dim, self.kind)
-
-    @property
-    def vector_names(self) -> list[tuple[str, str]]:
-        """Buffer names ``(u, v)`` per unfolding; empty for a 1-d weight."""
-        return list(_VECTOR_NAMES[: len(self.views)]) if len(self._shape) > 1 else []
-
     def vectors(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers ``(u, v)`` per unfolding."""
-        return [(getattr(self, u), getattr(self, v)) for u, v in self.vector_names]
+        return [(self._buffers[u], self._buffers[v]) for u, v in self.vector_names]  # type: ignore[misc]
 
     def _draw(self, weight: Tensor) -> None:
         for view, (u_name, v_name) in zip(self.views, self.vector_names, strict=True):
@@ -327,8 +324,8 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
-# Which layer normalizes a parameter, to notice tied weights. Keyed by id, and without a reference to
-# the parameter, because torch refuses to swap tensors that are weakly referenced.
+# Which layer normalizes a parameter, to notice tied weights. Keyed by id, without a reference to the
+# parameter, because torch refuses to swap tensors that are weakly referenced.
 _owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 
 

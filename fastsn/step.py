@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastsn.backend import requested_backend
-from fastsn.compute import Computed, compute, stack_scales
-from fastsn.op import gradients, library
+from fastsn.compute import Computed, attach, compute
+from fastsn.op import library
 from fastsn.problem import group_views, split_vectors
 
 if TYPE_CHECKING:
@@ -72,8 +71,7 @@ def normalize_step(
                 key = norm._weight_key, _scale_key(norm), out_dtype
                 norm._record = Record(key, capturing, source, index)
     flat = _gather([norm._record for norm in norms if norm._record is not None])
-    _, scale_tensor = stack_scales(norms, weights[0].device)
-    return list(_Recorded.apply(flat, requested_backend(), scale_tensor, *weights)[:-1])
+    return attach(flat, norms, weights)
 
 
 def _transformed(
@@ -124,44 +122,6 @@ def _gather(records: Sequence[Record]) -> Computed:
         [record.source.kinds[record.index] for record in records],
         [record.source.scales[record.index] for record in records],
     )
-
-
-class _Recorded(torch.autograd.Function):
-    """The op with its forward already done: hands out recorded results; gradients are the op's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, recorded: Computed, backend: str, scale_tensor: Tensor | None, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        outputs = [weight_sn.detach() for weight_sn in recorded.weights_sn]
-        # sigmas are an output, although nobody reads it, so that double backward can flow through
-        # them.
-        sigmas = recorded.sigmas.detach()
-        ctx.save_for_backward(sigmas, scale_tensor, *outputs)
-        ctx.recorded, ctx.backend, ctx.dtype = recorded, backend, weights[0].dtype
-        ctx.set_materialize_grads(False)
-        return *outputs, sigmas
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        sigmas, scale_tensor, *weights_sn = ctx.saved_tensors
-        recorded: Computed = ctx.recorded
-        grad_weights, grad_scale = gradients(
-            grads[:-1],
-            grads[-1],
-            weights_sn,
-            sigmas,
-            recorded.vectors,
-            recorded.view_stats,
-            recorded.dims,
-            recorded.kinds,
-            recorded.scales,
-            scale_tensor,
-            ctx.dtype,
-            ctx.backend,
-            ctx.needs_input_grad[3:],
-        )
-        return None, None, grad_scale, *grad_weights
 
 
 # Compiled code cannot look at versions and records. This op looks at run time, so that a compiled

@@ -19,7 +19,7 @@ from fastsn.parametrization import (
     default_dim,
 )
 from fastsn.problem import BSN, SN
-from fastsn.serialization import parametrizations_of
+from fastsn.serialization import own_class, parametrizations_of
 
 __all__ = ["METHODS", "apply"]
 
@@ -117,15 +117,26 @@ def apply(
         ).train(layer.training)
         for _, layer in chosen
     ]
+    _register([layer for _, layer in chosen], norms)
     for (_, layer), norm in zip(chosen, norms, strict=True):
-        # Unsafe means unchecked: the check would be a forward, and a failing one half-way. All was
-        # checked above.
-        parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
         adopt(layer, "weight", norm)
-        if norm.training:  # the iteration of that forward, so that the numbers are spectral_norm's
-            norm.advance(parametrizations_of(layer)["weight"].original, n_power_iterations)
-            norm._weight_key = None
+        if norm.training:  # as registering one by one does, by reading the weight once
+            norm.advance(parametrizations_of(layer)["weight"].original)
+            norm.forget_weight()
     return SpectralNormGroup(model, notes)
+
+
+def _register(layers: list[Any], norms: list[SpectralNorm]) -> None:
+    """Registers all parametrizations, or none if a layer's own class objects."""
+    for i, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+        try:
+            # Unsafe means unchecked: the check would be a forward, and all was checked before.
+            parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
+        except Exception:
+            for done in layers[:i]:
+                own_class(done)
+                parametrize.remove_parametrizations(done, "weight", leave_parametrized=False)
+            raise
 
 
 def _select(

@@ -247,3 +247,20 @@ def test_fold_with_another_parametrization() -> None:
     fastsn.spectral_norm(layer)
     with unchanged(layer), pytest.raises(ValueError, match=r"got \['_Orthogonal'\] too"):
         fastsn.fold(layer)
+
+
+class Stubborn(nn.Linear):
+    """A layer that does not give its weight away."""
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} stays")
+
+
+def test_layer_that_refuses_leaves_the_others_as_they_were() -> None:
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(6)], Stubborn(3, 3), nn.Linear(3, 3))
+    before = {name: id(p) for name, p in model.named_parameters()}
+    with pytest.raises(AttributeError, match="weight stays"):
+        fastsn.apply(model)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    assert all(type(layer) in (nn.Linear, Stubborn) for layer in model)
+    assert not model._forward_pre_hooks and not model[0]._load_state_dict_pre_hooks

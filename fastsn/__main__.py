@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import sys
 import textwrap
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,8 +31,7 @@ def main() -> int:
 
 
 def _versions() -> Iterator[tuple[str, object]]:
-    found = importlib.util.find_spec("triton")
-    triton = importlib.metadata.version("triton") if found else "not installed"
+    triton = importlib.metadata.version("triton") if find_spec("triton") else "not installed"
     yield from (("python", platform.python_version()), ("torch", torch.__version__))
     yield from (("triton", triton), ("CPU threads", torch.get_num_threads()))
     if not native.cpu.import_error():

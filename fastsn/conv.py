@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 
 from fastsn.analysis.linear_map import ConvMap, Size, is_conv
 from fastsn.compute import autocast_dtype
+from fastsn.distributed import share_vectors
 from fastsn.parametrization import check_options, check_weight
 from fastsn.problem import WARM_UP, accumulate_dtype
 from fastsn.serialization import make_picklable
@@ -70,6 +71,7 @@ class ConvSpectralNorm(nn.Module):
         self.register_buffer("_u", weight.detach().new_empty(0))
         self.register_buffer("_v", weight.detach().new_empty(0))
         self._seen_shape: tuple[int, ...] | None = None
+        self._synchronized = False  # with the other ranks: fastsn.distributed
         if input_shape is not None:
             self._draw(weight, input_shape)
 
@@ -91,6 +93,8 @@ class ConvSpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self._seen_shape is not None and self._v.numel() == 0:
             self._draw(weight, self._seen_shape)
+        if not torch.compiler.is_compiling():
+            share_vectors([self])
         out_dtype = autocast_dtype(weight) or weight.dtype
         with _no_autocast(weight):
             weight = weight.to(accumulate_dtype(weight.dtype))
@@ -108,6 +112,10 @@ class ConvSpectralNorm(nn.Module):
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
         return value
+
+    def vectors(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers ``(u, v)``, once the input size is known."""
+        return [] if self._v.numel() == 0 else [(self._u, self._v)]
 
     @torch.no_grad()
     def sigma(self, weight: Tensor) -> Tensor:
@@ -240,6 +248,13 @@ class _LearnInputShape:
                 dims = len(norm.conv.kernel_size)
                 norm._seen_shape = norm.conv.input_shape(tuple(x.shape[-dims - 1 :]))
         self.handle.remove()
+
+
+def forget_input_shape(module: nn.Module) -> None:
+    """Takes the hook off that waits for the first forward, if it is still there."""
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, _LearnInputShape):
+            hook.handle.remove()
 
 
 def _norms(module: nn.Module, name: str) -> list[ConvSpectralNorm]:

@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import (
     SpectralNormStateDictHook,
 )
 
-from fastsn.conv import ConvSpectralNorm
+from fastsn.conv import ConvSpectralNorm, forget_input_shape
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt
 from fastsn.problem import SN, SN_V_FIRST
@@ -182,7 +182,8 @@ def fold(model: nn.Module) -> nn.Module:
         ``model``, without any fastsn module, of its original classes.
 
     Raises:
-        ValueError: ``model`` has no fastsn spectral norm.
+        ValueError: ``model`` has no fastsn spectral norm, or one beside another parametrization of
+            the same tensor, or an SN_Conv layer that has seen no input. Nothing is changed then.
     """
     kinds = (SpectralNorm, ConvSpectralNorm)
     found = [
@@ -206,6 +207,12 @@ def fold(model: nn.Module) -> nn.Module:
                 f"expected '{name}' of {layer} to have spectral norms only, got {others} too: "
                 "remove those first"
             )
+        for norm in parametrizations_of(layer)[name]:
+            if isinstance(norm, ConvSpectralNorm) and norm.input_shape is None:
+                raise ValueError(
+                    f"expected the input size of {layer} to be known, got a layer whose '{name}' "
+                    "waits for its first forward: run the model once"
+                )
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
             group = getattr(hook, "__self__", None)
@@ -214,6 +221,7 @@ def fold(model: nn.Module) -> nn.Module:
     for layer, name in found:
         for norm in parametrizations_of(layer)[name]:
             norm.eval()
+        forget_input_shape(layer)
         own_class(layer)
         parametrize.remove_parametrizations(layer, name)
     return model

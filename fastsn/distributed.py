@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-if TYPE_CHECKING:
-    from fastsn.parametrization import SpectralNorm
+
+class _Norm(Protocol):
+    """What is needed of a parametrization here."""
+
+    training: bool
+    _synchronized: bool
+
+    def vectors(self) -> list[tuple[Tensor, Tensor]]: ...
+
 
 __all__ = ["is_fsdp_module", "is_sharded", "share_vectors"]
 
 
-def share_vectors(norms: Sequence[SpectralNorm]) -> None:
+def share_vectors(norms: Sequence[_Norm]) -> None:
     """Broadcasts the vectors from rank 0, once, at the first training forward inside a DDP module.
 
     Registration draws vectors from each rank's own random numbers. DDP makes buffers equal when it

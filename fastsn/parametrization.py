@@ -324,7 +324,7 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
-# Which layer normalizes a parameter, to notice tied weights. Keyed by id, without a reference to the
+# Which layer normalizes a parameter, to notice tied weights. Keyed by id, with no reference to the
 # parameter, because torch refuses to swap tensors that are weakly referenced.
 _owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 

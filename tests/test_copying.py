@@ -112,7 +112,7 @@ def test_copies_can_be_folded_without_harm_to_the_original() -> None:
 
 @pytest.mark.parametrize("use_buffers", [True, False])
 def test_ema_copy_stays_normalized(use_buffers: bool) -> None:
-    """Averaging shortens the vectors; sigma does not depend on their length (175 layers blew up)."""
+    """Averaging shortens the vectors; sigma does not depend on their length."""
     model = nn.Sequential(*[nn.Linear(16, 16, bias=False) for _ in range(20)])
     fastsn.apply(model, "sn")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=use_buffers)

@@ -78,6 +78,19 @@ def test_ddp_equal_vectors_on_every_rank(
     run(_ddp, tmp_path, broadcast_buffers, "forward", grouped)
 
 
+def _ddp_conv(rank: int, broadcast_buffers: bool) -> None:
+    layer = fastsn.conv_spectral_norm(nn.Conv2d(3, 4, 3), input_shape=(8, 8))
+    parallel = DistributedDataParallel(layer, broadcast_buffers=broadcast_buffers)
+    for _ in range(2):
+        parallel(images()).mean().backward()
+        assert_equal_on_every_rank([*layer.parametrizations.weight[0].vectors()[0]])
+        assert_equal_on_every_rank([layer.parametrizations.weight.original.grad])
+
+
+def test_ddp_conv_spectral_norm(tmp_path: Path) -> None:
+    run(_ddp_conv, tmp_path, False)
+
+
 def test_ddp_step_mode(tmp_path: Path) -> None:
     run(_ddp, tmp_path, True, "step", True)
 

@@ -1,4 +1,4 @@
-"""Groups: one op call for a whole model, the same numbers as ungrouped, and what users can ask of them."""
+"""Groups: one op call for a model, the same numbers as ungrouped, and what users can ask."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_exception_in_forward_leaves_no_shared_weight() -> None:
 
 
 def test_layers_of_different_settings_are_grouped_too() -> None:
-    """Another dtype, eps, mode or number of iterations makes another op call, not another result."""
+    """Another dtype, eps, mode or number of iterations makes another op call only."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     fastsn.spectral_norm(model[0])
     fastsn.spectral_norm(model[1], n_power_iterations=3)
@@ -286,3 +286,16 @@ def test_fold_layer_without_group() -> None:
     fastsn.fold(layer)
     assert isinstance(layer._parameters["weight"], nn.Parameter)
     assert torch.equal(layer.weight, expected)
+
+
+def test_fold_conv_spectral_norm() -> None:
+    model = nn.Sequential(fastsn.conv_spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU())
+    with pytest.raises(ValueError, match="waits for its first forward: run the model once"):
+        fastsn.fold(model)
+    x = images()
+    model(x)
+    model.eval()
+    expected = model(x)
+    fastsn.fold(model)
+    assert type(model[0]) is nn.Conv2d and not model[0]._forward_pre_hooks
+    torch.testing.assert_close(model(x), expected)

@@ -1,4 +1,4 @@
-"""What a training step sees: promises about when vectors advance and which weights backward uses."""
+"""What a training step sees: when vectors advance, and which weights backward uses."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_evaluation_never_advances(update: str) -> None:
 
 
 def test_evaluation_before_training_is_normalized() -> None:
-    """Vectors are warm from registration on: the first evaluation is not off by orders of magnitude."""
+    """Vectors are warm from registration on: the first evaluation is not far off."""
     model = nn.Sequential(nn.Linear(40, 30))
     nn.init.normal_(model[0].weight, std=50.0)
     fastsn.apply(model, "sn")
@@ -161,7 +161,7 @@ def test_step_mode_shares_sigma_and_weight_between_forwards() -> None:
 
 
 def test_step_mode_matches_forward_mode_at_equal_vectors() -> None:
-    """The first forward after a change computes what a training forward of update="forward" does."""
+    """The first forward after a change computes what update="forward" does."""
     torch.manual_seed(0)
     stepping, _ = grouped(update="step")
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ def _fresh_compiler() -> None:
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("method", METHODS)
 def test_compile_fullgraph_equals_eager(method: str, update: str) -> None:
-    """Outputs, gradients and vectors of compiled training and evaluation, weights changing between."""
+    """Outputs, gradients and vectors, in training and evaluation, weights changing between."""
     models = []
     for _ in range(2):
         torch.manual_seed(0)

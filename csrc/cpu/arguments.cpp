@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#include "arguments.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "levels.h"
+
+namespace fastsn::cpu {
+
+DType to_dtype(ScalarType type, const std::string& name) {
+  switch (type) {
+    case ScalarType::Float:
+      return DType::kFloat;
+    case ScalarType::Double:
+      return DType::kDouble;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kHalf;
+    default:
+      STD_TORCH_CHECK(false, "fastsn: expected ", name,
+                      " to be float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(type));
+  }
+}
+
+ScalarType to_scalar_type(DType dtype) {
+  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16,
+                                  ScalarType::Half};
+  return types[static_cast<int>(dtype)];
+}
+
+std::string at(const char* name, size_t index) {
+  return std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+void check_length(const char* name, size_t got, size_t expected) {
+  STD_TORCH_CHECK(got == expected, "fastsn: expected ", name, " to have ", expected,
+                  " elements, got ", got);
+}
+
+void check_cpu(const Tensor& tensor, const std::string& name) {
+  STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), "fastsn: expected ", name,
+                  " to be on the CPU, got another device");
+}
+
+void check_vector(const Tensor& tensor, const std::string& name, int64_t size) {
+  check_cpu(tensor, name);
+  STD_TORCH_CHECK(tensor.numel() == size, "fastsn: expected ", name, " to have ", size,
+                  " elements, got ", tensor.numel());
+  STD_TORCH_CHECK(tensor.is_contiguous(), "fastsn: expected ", name,
+                  " to be contiguous, got a strided tensor");
+}
+
+Settings check_settings(const std::vector<Tensor>& weights, const char* name,
+                        const std::vector<int64_t>& dims, const std::vector<int64_t>& kinds,
+                        const std::vector<double>& scales,
+                        const std::optional<Tensor>& scale_tensor) {
+  const size_t k = weights.size();
+  check_length("dims", dims.size(), k);
+  check_length("kinds", kinds.size(), k);
+  Settings settings;
+  if (scale_tensor.has_value()) {
+    check_vector(*scale_tensor, "scale_tensor", static_cast<int64_t>(k));
+    settings.scales = to_doubles(*scale_tensor, "scale_tensor");
+  } else {
+    check_length("scales", scales.size(), k);
+    settings.scales = scales;
+  }
+  for (size_t i = 0; i < k; ++i) {
+    const Tensor& weight = weights[i];
+    check_cpu(weight, at(name, i));
+    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type(), "fastsn: expected ",
+                    at(name, i), " to be ", torch::headeronly::toString(weights[0].scalar_type()),
+                    " as ", at(name, 0), ", got ",
+                    torch::headeronly::toString(weight.scalar_type()));
+    const int64_t rank = weight.dim();
+    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", at(name, i),
+                    " to have 2 to ", kMaxRank, " dimensions, got ", rank);
+    STD_TORCH_CHECK(dims[i] >= 0 && dims[i] < rank, "fastsn: expected dims[", i,
+                    "] to be from 0 to ", rank - 1, ", got ", dims[i]);
+    STD_TORCH_CHECK(kinds[i] >= kSN && kinds[i] <= kSNVFirst, "fastsn: expected kinds[", i,
+                    "] to be 0, 1 or 2, got ", kinds[i]);
+    STD_TORCH_CHECK(kinds[i] != kBSN || (rank >= 3 && dims[i] <= 1), "fastsn: expected ",
+                    at(name, i), " of kind 1 to have 3 or more dimensions and dim 0 or 1, got ",
+                    rank, " dimensions and dim ", dims[i]);
+    settings.views.push_back(make_views(weight.sizes().data(), weight.strides().data(),
+                                        static_cast<int>(rank), dims[i], kinds[i]));
+    STD_TORCH_CHECK(settings.views[i].count > 0, "fastsn: expected ", at(name, i),
+                    " to be contiguous or channels_last (contiguous with dim 0 for kind 2), got "
+                    "another layout for dim ",
+                    dims[i], " and kind ", kinds[i]);
+    settings.view_count += settings.views[i].count;
+  }
+  return settings;
+}
+
+std::vector<double> to_doubles(const Tensor& tensor, const std::string& name) {
+  std::vector<double> values(tensor.numel());
+  kernels<double>().convert_from(tensor.const_data_ptr(), to_dtype(tensor.scalar_type(), name),
+                                 tensor.numel(), values.data());
+  return values;
+}
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+Tensor new_like(const Tensor& like, DType dtype) {
+  using torch::stable::detail::from;
+  std::optional<ScalarType> type = to_scalar_type(dtype);
+  std::array<StableIValue, 6> stack{from(like),         from(type),         from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor new_tensor(std::initializer_list<int64_t> sizes, DType dtype) {
+  return torch::stable::empty(sizes, to_scalar_type(dtype));
+}
+
+}  // namespace fastsn::cpu

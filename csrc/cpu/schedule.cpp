@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#include "schedule.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "tiling.h"
+
+namespace fastsn::cpu {
+
+void Job::add_phase(int64_t units) {
+  phase_ends_.push_back((phase_ends_.empty() ? 0 : phase_ends_.back()) + units);
+  if (phase_ends_.size() == 1) open_.store(units, std::memory_order_relaxed);
+}
+
+bool Job::step(void* scratch) {
+  int64_t unit = taken_.load(std::memory_order_relaxed);
+  do {
+    if (unit >= open_.load(std::memory_order_acquire)) return false;
+  } while (!taken_.compare_exchange_weak(unit, unit + 1, std::memory_order_relaxed));
+  // The phase cannot end before this unit is done, so phase_ is not being written.
+  const int64_t begin = phase_ == 0 ? 0 : phase_ends_[phase_ - 1];
+  // Every other phase runs backwards: it starts with what the one before has left in cache.
+  const bool backwards = phase_ % 2 == 1;
+  run(phase_, backwards ? phase_ends_[phase_] - 1 - unit : unit - begin, scratch);
+  const int64_t end = phase_ends_[phase_];
+  if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == end) complete(scratch);
+  return true;
+}
+
+void Job::complete(void* scratch) {
+  const int phases = static_cast<int>(phase_ends_.size());
+  do {
+    finish(phase_, scratch);
+    if (phase_ + 1 == phases) return;
+    ++phase_;
+  } while (phase_ends_[phase_] == phase_ends_[phase_ - 1]);
+  open_.store(phase_ends_[phase_], std::memory_order_release);
+}
+
+namespace {
+
+void work(const std::vector<Job*>& jobs, void* scratch) {
+  size_t first = 0;
+  int idle = 0;
+  while (true) {
+    while (first < jobs.size() && jobs[first]->all_taken()) ++first;
+    if (first == jobs.size()) return;
+    bool busy = false;
+    for (size_t i = first; i < jobs.size() && !busy; ++i) busy = jobs[i]->step(scratch);
+    // Another thread is about to open a phase, unless it has lost its processor.
+    idle = busy ? 0 : idle + 1;
+    if (idle > 1000) std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+void run_jobs(const std::vector<Job*>& jobs, int64_t elements, int64_t scratch_bytes) {
+  if (jobs.empty()) return;
+  const int64_t threads = std::clamp<int64_t>(elements / kUnit, 1, torch::stable::get_num_threads());
+  const int64_t slot = (scratch_bytes + 63) / 64 * 8;  // in doubles
+  const auto scratch = torch::stable::empty({threads * slot + 8}, torch::headeronly::ScalarType::Double);
+  char* base = static_cast<char*>(scratch.mutable_data_ptr());
+  base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(jobs, base + i * slot * 8);
+  });
+}
+
+}  // namespace fastsn::cpu

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+//
+// Runs all problems of a call on all threads, in one parallel region.
+//
+// A Job (one problem) is a sequence of phases, each made of independent units. A phase opens when the
+// one before it is finished; whoever completes its last unit finishes it, so no thread waits while any
+// job has work, and a job small enough is scaled while still in cache. What a unit does depends on
+// the problem alone, never on who runs it: results have the same bits for any number of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace fastsn::cpu {
+
+class Job {
+ public:
+  virtual ~Job() = default;
+  virtual void run(int phase, int64_t unit, void* scratch) const = 0;
+  virtual void finish(int phase, void* scratch) = 0;  // after all units of the phase
+
+  // Takes and runs one unit; false if none is open.
+  bool step(void* scratch);
+  bool all_taken() const { return taken_.load(std::memory_order_relaxed) >= phase_ends_.back(); }
+  int64_t units() const { return phase_ends_.back(); }
+
+ protected:
+  // Called once per phase, in order, before the job is run.
+  void add_phase(int64_t units);
+
+ private:
+  void complete(void* scratch);
+
+  // Units are numbered through all phases.
+  std::vector<int64_t> phase_ends_;
+  int phase_ = 0;
+  std::atomic<int64_t> taken_{0}, open_{0}, done_{0};
+};
+
+// `elements` measures the work, `scratch_bytes` is what each thread gets.
+void run_jobs(const std::vector<Job*>& jobs, int64_t elements, int64_t scratch_bytes);
+
+}  // namespace fastsn::cpu

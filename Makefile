@@ -1,0 +1,78 @@
+# `make test` and `make demo` set up all they need, from nothing. A new machine needs python3 (3.10
+# or newer) with venv and headers, and a C++ compiler; scripts/preflight.sh says which is missing.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */*.cuh))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env test demo bench lint format wheel clean FORCE
+
+help:
+	@echo "make test     run the tests                     make lint    check style and types"
+	@echo "make demo     see what fastsn does and gains    make format  apply the style"
+	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
+	@echo "make env      only set up .venv and build       make clean   remove all of that"
+
+test: env
+	$(PY) -m pytest
+
+demo: env
+	$(PY) -m benchmarks.demo
+
+bench: env
+	$(PY) -m pytest benchmarks
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	$(PY) -m mypy
+	$(PY) scripts/check_tree.py
+
+format: env
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+wheel: env
+	$(PY) scripts/build_dist.py dist
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -f fastsn/*.so fastsn/_build.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up, in three stamps: torch, all other packages, the compiled extensions.
+env: $(VENV)/.built
+
+# torch comes first, by itself: fastsn is built against it, without build isolation
+$(VENV)/.torch: constraints.txt
+	@sh scripts/preflight.sh "$(PYTHON)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@echo "Installing torch and the build tools in $(VENV) (takes a minute)"
+	$(PIP) install --quiet --constraint constraints.txt torch numpy ninja setuptools wheel
+	@touch $@
+
+# pip builds an editable install in a new folder each time, so it only links the checkout here
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "Installing the test tools"
+	FASTSN_BUILD_CPU=0 FASTSN_BUILD_CUDA=0 $(PIP) install --quiet --constraint constraints.txt \
+	    --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# written only when a flag changes, so that a build with other flags replaces the one that is there
+FLAGS := $(FASTSN_BUILD_CPU),$(FASTSN_BUILD_CUDA),$(TORCH_CUDA_ARCH_LIST),$(CUDA_HOME),$(CXX)
+$(VENV)/.flags: $(VENV)/.installed FORCE
+	@test "$$(cat $@ 2>/dev/null)" = "$(FLAGS)" || echo "$(FLAGS)" > $@
+
+# build/ is kept, and ninja compiles only what changed
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.flags setup.py $(CPP)
+	@sh scripts/preflight.sh "$(PYTHON)"
+	@echo "Compiling the extensions (takes a few minutes the first time)"
+	rm -f fastsn/*.so fastsn/_build.json
+	$(PY) setup.py build_ext --inplace
+	@touch $@

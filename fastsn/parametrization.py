@@ -69,8 +69,8 @@ class SpectralNorm(nn.Module):
         update: str = "forward",
     ) -> None:
         super().__init__()
+        self.dim = normalize_dim(dim, weight.ndim)  # first, as in torch
         check_options(n_power_iterations, eps, scale, update)
-        self.dim = normalize_dim(dim, weight.ndim)
         if kind == BSN and weight.ndim > 2 and self.dim > 1:
             raise ValueError(
                 f"Expected dim to be 0 or 1 for a bidirectional norm, but got dim={self.dim}"

@@ -53,11 +53,14 @@ def written_out(
 
 def test_result_is_a_named_tuple_of_lists(backend: str) -> None:
     weights, us, vs = arguments()
+    for weight in weights:
+        weight.requires_grad_()
     result = spectral_normalize(weights, us, vs, **OPTIONS)
     assert result._fields == ("weights", "sigmas", "us", "vs")
     assert [tuple(w.shape) for w in result.weights] == [(5, 4), (3, 6, 2, 2), (2, 7)]
     assert [u.shape for u in result.us] == [u.shape for u in us]
     assert [v.shape for v in result.vs] == [v.shape for v in vs]
+    assert all(tensor.requires_grad for tensor in (*result.weights, result.sigmas))
     assert not any(vector.requires_grad for vector in (*result.us, *result.vs))
     for (weight_sn, sigma), actual, actual_sigma in zip(
         written_out(weights, us, vs), result.weights, result.sigmas, strict=True

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: A module imports from layers above its own in this table, which it builds on, and no others.
 LAYERS = (
-    {"problem", "functorch", "analysis"},
-    {"layout", "reference", "native", "triton_backend"},
+    {"problem", "functorch", "analysis", "triton_walk"},
+    {"layout", "reference", "native", "triton_plan", "triton_forward", "triton_gradients"},
+    {"triton_backend"},
     {"backend"},
     {"op"},
     {"functional", "distributed", "serialization"},

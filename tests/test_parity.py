@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], list[Any], dict[str, Any]]] = {
     "conv3d": (lambda: nn.Conv3d(2, 3, 2), [(1, 2, 4, 3, 3)], {}),
     "conv2d_1x1": (lambda: nn.Conv2d(5, 4, 1), [(2, 5, 3, 3)], {}),
     "grouped": (lambda: nn.Conv2d(6, 4, 3, groups=2), [(2, 6, 5, 5)], {}),
-    "depthwise": (lambda: nn.Conv2d(6, 6, 3, groups=6), [(2, 6, 5, 5)], {}),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), [(1, 4, 4, 4)], {}),
     "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 3), [(2, 3, 5)], {}),
     "transposed2d": (lambda: nn.ConvTranspose2d(3, 4, (2, 3)), [(2, 3, 4, 4)], {}),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 2), [(1, 2, 3, 3, 3)], {}),

@@ -7,7 +7,7 @@
 
 namespace fastsn::cpu {
 
-DType to_dtype(ScalarType type, const std::string& name) {
+DType to_dtype(ScalarType type, Name name) {
   switch (type) {
     case ScalarType::Float:
       return DType::kFloat;
@@ -30,21 +30,22 @@ ScalarType to_scalar_type(DType dtype) {
   return types[static_cast<int>(dtype)];
 }
 
-std::string at(const char* name, size_t index) {
-  return std::string(name) + "[" + std::to_string(index) + "]";
+std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.name;
+  return name.index < 0 ? out : out << "[" << name.index << "]";
 }
 
-void check_length(const char* name, size_t got, size_t expected) {
+void check_length(Name name, size_t got, size_t expected) {
   STD_TORCH_CHECK(got == expected, "fastsn: expected ", name, " to have ", expected,
                   " elements, got ", got);
 }
 
-void check_cpu(const Tensor& tensor, const std::string& name) {
+void check_cpu(const Tensor& tensor, Name name) {
   STD_TORCH_CHECK(tensor.defined() && tensor.is_cpu(), "fastsn: expected ", name,
                   " to be on the CPU, got another device");
 }
 
-void check_vector(const Tensor& tensor, const std::string& name, int64_t size) {
+void check_vector(const Tensor& tensor, Name name, int64_t size) {
   check_cpu(tensor, name);
   STD_TORCH_CHECK(tensor.numel() == size, "fastsn: expected ", name, " to have ", size,
                   " elements, got ", tensor.numel());
@@ -57,36 +58,38 @@ Settings check_settings(const std::vector<Tensor>& weights, const char* name,
                         const std::vector<double>& scales,
                         const std::optional<Tensor>& scale_tensor) {
   const size_t k = weights.size();
-  check_length("dims", dims.size(), k);
-  check_length("kinds", kinds.size(), k);
+  STD_TORCH_CHECK(k > 0, "fastsn: expected ", name, " to have one element or more, got 0");
+  check_length({"dims"}, dims.size(), k);
+  check_length({"kinds"}, kinds.size(), k);
   Settings settings;
   if (scale_tensor.has_value()) {
-    check_vector(*scale_tensor, "scale_tensor", static_cast<int64_t>(k));
-    settings.scales = to_doubles(*scale_tensor, "scale_tensor");
+    check_vector(*scale_tensor, {"scale_tensor"}, static_cast<int64_t>(k));
+    settings.scales = to_doubles(*scale_tensor, {"scale_tensor"});
   } else {
-    check_length("scales", scales.size(), k);
+    check_length({"scales"}, scales.size(), k);
     settings.scales = scales;
   }
+  const ScalarType dtype = weights[0].scalar_type();
   for (size_t i = 0; i < k; ++i) {
     const Tensor& weight = weights[i];
-    check_cpu(weight, at(name, i));
-    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type(), "fastsn: expected ",
-                    at(name, i), " to be ", torch::headeronly::toString(weights[0].scalar_type()),
-                    " as ", at(name, 0), ", got ",
+    const Name own{name, static_cast<int64_t>(i)};
+    check_cpu(weight, own);
+    STD_TORCH_CHECK(weight.scalar_type() == dtype, "fastsn: expected ", own, " to be ",
+                    torch::headeronly::toString(dtype), " as ", Name{name, 0}, ", got ",
                     torch::headeronly::toString(weight.scalar_type()));
     const int64_t rank = weight.dim();
-    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", at(name, i),
+    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", own,
                     " to have 2 to ", kMaxRank, " dimensions, got ", rank);
     STD_TORCH_CHECK(dims[i] >= 0 && dims[i] < rank, "fastsn: expected dims[", i,
                     "] to be from 0 to ", rank - 1, ", got ", dims[i]);
     STD_TORCH_CHECK(kinds[i] >= kSN && kinds[i] <= kSNVFirst, "fastsn: expected kinds[", i,
                     "] to be 0, 1 or 2, got ", kinds[i]);
     STD_TORCH_CHECK(kinds[i] != kBSN || (rank >= 3 && dims[i] <= 1), "fastsn: expected ",
-                    at(name, i), " of kind 1 to have 3 or more dimensions and dim 0 or 1, got ",
+                    own, " of kind 1 to have 3 or more dimensions and dim 0 or 1, got ",
                     rank, " dimensions and dim ", dims[i]);
     settings.views.push_back(make_views(weight.sizes().data(), weight.strides().data(),
                                         static_cast<int>(rank), dims[i], kinds[i]));
-    STD_TORCH_CHECK(settings.views[i].count > 0, "fastsn: expected ", at(name, i),
+    STD_TORCH_CHECK(settings.views[i].count > 0, "fastsn: expected ", own,
                     " to be contiguous or channels_last (contiguous with dim 0 for kind 2), got "
                     "another layout for dim ",
                     dims[i], " and kind ", kinds[i]);
@@ -95,7 +98,7 @@ Settings check_settings(const std::vector<Tensor>& weights, const char* name,
   return settings;
 }
 
-std::vector<double> to_doubles(const Tensor& tensor, const std::string& name) {
+std::vector<double> to_doubles(const Tensor& tensor, Name name) {
   std::vector<double> values(tensor.numel());
   kernels<double>().convert_from(tensor.const_data_ptr(), to_dtype(tensor.scalar_type(), name),
                                  tensor.numel(), values.data());

@@ -7,7 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <string>
+#include <ostream>
 #include <vector>
 
 #include "../problem.h"
@@ -18,9 +18,15 @@ namespace fastsn::cpu {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-DType to_dtype(ScalarType type, const std::string& name);
+// An argument's name, with an index if it is a list; made to a string by messages alone.
+struct Name {
+  const char* name;
+  int64_t index = -1;
+};
+std::ostream& operator<<(std::ostream& out, const Name& name);
+
+DType to_dtype(ScalarType type, Name name);
 ScalarType to_scalar_type(DType dtype);
-std::string at(const char* name, size_t index);  // "name[index]"
 
 // What both ops take: dims, kinds, scales and views of k weights.
 struct Settings {
@@ -29,10 +35,10 @@ struct Settings {
   size_t view_count = 0;
 };
 
-void check_length(const char* name, size_t got, size_t expected);
-void check_cpu(const Tensor& tensor, const std::string& name);
+void check_length(Name name, size_t got, size_t expected);
+void check_cpu(const Tensor& tensor, Name name);
 // A vector of `size` elements that can be read in order.
-void check_vector(const Tensor& tensor, const std::string& name, int64_t size);
+void check_vector(const Tensor& tensor, Name name, int64_t size);
 
 // `name` is the list `weights`: all of one dtype, on the CPU, in a layout that kernels walk in place.
 Settings check_settings(const std::vector<Tensor>& weights, const char* name,
@@ -41,7 +47,7 @@ Settings check_settings(const std::vector<Tensor>& weights, const char* name,
                         const std::optional<Tensor>& scale_tensor);
 
 // Elements of a floating-point vector on the CPU.
-std::vector<double> to_doubles(const Tensor& tensor, const std::string& name);
+std::vector<double> to_doubles(const Tensor& tensor, Name name);
 
 bool same_strides(const Tensor& a, const Tensor& b);
 

@@ -46,12 +46,12 @@ BackwardJob<R>::BackwardJob(const BackwardProblem& problem, const R* sigma, cons
 }
 
 template <typename R>
-int64_t BackwardJob<R>::workspace() const {
+int64_t BackwardJob<R>::workspace_bytes() const {
   int64_t bytes = std::max<int64_t>(1, ceil_div(problem_.numel, kUnit)) * sizeof(double);
   for (const Term* term : {&by_rows_, &by_slabs_}) {
     if (term->present && term->view.split > 0) bytes += term->view.cols() * sizeof(R);
   }
-  return ceil_div(bytes, 64) * 64;
+  return bytes;
 }
 
 template <typename R>
@@ -67,10 +67,10 @@ void BackwardJob<R>::set_workspace(char* workspace) {
 
 // Per thread: a row of G and one of the result where they are converted, and an expanded vector.
 template <typename R>
-int64_t BackwardJob<R>::scratch() const {
+int64_t BackwardJob<R>::scratch_bytes() const {
   const int64_t expanded =
       by_slabs_.present ? expanded_size(by_slabs_.view.rows, by_slabs_.view.inner) : 0;
-  return 2 * ceil_div(tiling_.tile_cols, 16) * 16 + expanded;
+  return (2 * ceil_div(tiling_.tile_cols, 16) * 16 + expanded) * sizeof(R);
 }
 
 template <typename R>

@@ -31,11 +31,9 @@ class BackwardJob final : public Job {
   BackwardJob(const BackwardProblem& problem, const R* sigma, const R* vectors, const R* view_stats,
               R* grad_scale);
 
-  // Bytes that set_workspace takes.
-  int64_t workspace() const;
-  void set_workspace(char* workspace);
-  int64_t scratch() const;  // elements each thread needs
-
+  int64_t workspace_bytes() const override;
+  void set_workspace(char* workspace) override;
+  int64_t scratch_bytes() const override;
   void run(int phase, int64_t unit, void* scratch) const override;
   void finish(int phase, void* scratch) override;
 

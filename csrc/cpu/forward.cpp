@@ -12,10 +12,9 @@ constexpr int64_t kBlock = 32768;
 
 double ratio(double a, double b) { return b == 0 ? 0 : a / b; }
 
-// Rows of a block: kernels take four at a time.
 int64_t block_rows(int64_t cols) {
   const int64_t rows = std::max<int64_t>(1, kBlock / cols);
-  return rows < 4 ? rows : rows / 4 * 4;
+  return rows < kRowGroup ? rows : rows / kRowGroup * kRowGroup;
 }
 
 bool usable(double norm) { return norm > 0 && std::isfinite(norm); }
@@ -81,25 +80,26 @@ ForwardJob<R>::ForwardJob(const ForwardProblem& problem, const VectorSlot* slots
 }
 
 template <typename R>
-int64_t ForwardJob<R>::workspace() const {
+int64_t ForwardJob<R>::workspace_bytes() const {
   int64_t size = 0;
   for (int j = 0; j < view_count_ && passes_ > 0; ++j) size += views_[j].workspace();
-  return size;
+  return size * sizeof(R);
 }
 
 template <typename R>
-void ForwardJob<R>::set_workspace(R* workspace) {
-  for (int j = 0; j < view_count_ && passes_ > 0; ++j) workspace = views_[j].set_workspace(workspace);
+void ForwardJob<R>::set_workspace(char* workspace) {
+  R* next = reinterpret_cast<R*>(workspace);
+  for (int j = 0; j < view_count_ && passes_ > 0; ++j) next = views_[j].set_workspace(next);
 }
 
 template <typename R>
-int64_t ForwardJob<R>::scratch() const {
+int64_t ForwardJob<R>::scratch_bytes() const {
   int64_t block = 0, views = 0;
   for (int j = 0; j < view_count_ && passes_ > 0; ++j) {
     block = std::max({block, kBlock, views_[j].tiling.tile_cols, views_[j].view.rows});
     views += views_[j].scratch();
   }
-  return block + views;
+  return (block + views) * sizeof(R);
 }
 
 template <typename R>

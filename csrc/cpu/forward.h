@@ -31,10 +31,9 @@ class ForwardJob final : public Job {
   // `slots`: u and v of every view. sigma [1] and view_stats [views, 2] are results.
   ForwardJob(const ForwardProblem& problem, const VectorSlot* slots, R* sigma, R* view_stats);
 
-  int64_t workspace() const;  // elements that set_workspace takes
-  void set_workspace(R* workspace);
-  int64_t scratch() const;  // elements each thread needs
-
+  int64_t workspace_bytes() const override;
+  void set_workspace(char* workspace) override;
+  int64_t scratch_bytes() const override;
   void run(int phase, int64_t unit, void* scratch) const override;
   void finish(int phase, void* scratch) override;
 

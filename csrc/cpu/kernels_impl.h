@@ -243,8 +243,20 @@ void times_transposed(const R* w, int64_t stride, int64_t rows, int64_t cols, co
 template <typename R>
 void slab_times(const R* w, int64_t stride, int64_t count, int64_t rows, int64_t inner, const R* v,
                 R* sums) {
-  if (inner == 1) return add_rows(w, stride, count, rows, v, sums);
   const int64_t n = rows * inner;
+  if (inner == 1 && n > kShortRow) return add_rows(w, stride, count, rows, v, sums);
+  if (inner == 1) {
+    // Many such slabs make one long sum: parts of a bounded length, and their sum in double.
+    double total[kShortRow] = {};
+    for (int64_t o = 0; o < count; o += kShortRow) {
+      const int64_t m = count - o < kShortRow ? count - o : kShortRow;
+      alignas(64) R part[kShortRow] = {};
+      add_rows(w + o * stride, stride, m, rows, v + o, part);
+      for (int64_t r = 0; r < rows; ++r) total[r] += part[r];
+    }
+    for (int64_t r = 0; r < rows; ++r) sums[r] += R(total[r]);
+    return;
+  }
   if (n <= kShortRow) {
     // Too short for a pattern. Many such slabs make one long sum, hence double.
     double total[kShortRow] = {};

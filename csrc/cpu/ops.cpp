@@ -18,18 +18,9 @@ namespace {
 using Tensors = std::vector<Tensor>;
 using Jobs = std::vector<std::unique_ptr<Job>>;
 
-// Large problems first: the small ones then fill the time in which threads would wait for each other.
-void run_by_size(const Jobs& jobs, int64_t elements, int64_t scratch_bytes) {
-  std::vector<Job*> sorted;
-  for (const auto& job : jobs) sorted.push_back(job.get());
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [](const Job* a, const Job* b) { return a->units() > b->units(); });
-  run_jobs(sorted, elements, scratch_bytes);
-}
-
-int64_t total_elements(const Tensors& weights) {
+int64_t total_elements(const Tensors& tensors) {
   int64_t elements = 0;
-  for (const Tensor& weight : weights) elements += weight.numel();
+  for (const Tensor& tensor : tensors) elements += tensor.numel();
   return elements;
 }
 
@@ -52,8 +43,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(const Tensors& weights, 
   const Tensor vectors = new_tensor({vector_elements}, dtype_of<R>);
   const Tensor view_stats = new_tensor({static_cast<int64_t>(us.size()), 2}, dtype_of<R>);
   R* vector = data<R>(vectors);
-  std::vector<std::unique_ptr<ForwardJob<R>>> forwards;
-  int64_t workspace_size = 0, scratch = 0;
+  Jobs jobs;
   size_t view = 0;
   for (size_t i = 0; i < k; ++i) {
     weights_sn.push_back(new_like(weights[i], out_dtype));
@@ -61,7 +51,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(const Tensors& weights, 
     const int count = settings.views[i].count;
     for (int j = 0; j < 2 * count; ++j) {
       const Tensor& given = (j % 2 == 0 ? us : vs)[view + j / 2];
-      slots[j] = {given.const_data_ptr(), to_dtype(given.scalar_type(), "a vector"), vector};
+      slots[j] = {given.const_data_ptr(), to_dtype(given.scalar_type(), {"us"}), vector};
       vector += given.numel();
     }
     const ForwardProblem problem{settings.views[i],
@@ -74,21 +64,11 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(const Tensors& weights, 
                                  weights_sn[i].mutable_data_ptr(),
                                  out_dtype,
                                  weights[i].numel()};
-    forwards.push_back(std::make_unique<ForwardJob<R>>(problem, slots, data<R>(sigmas) + i,
-                                                       data<R>(view_stats) + 2 * view));
+    jobs.push_back(std::make_unique<ForwardJob<R>>(problem, slots, data<R>(sigmas) + i,
+                                                   data<R>(view_stats) + 2 * view));
     view += count;
-    workspace_size += forwards[i]->workspace();
-    scratch = std::max(scratch, forwards[i]->scratch());
   }
-  const Tensor workspace = new_tensor({workspace_size}, dtype_of<R>);
-  R* next = data<R>(workspace);
-  Jobs jobs;
-  for (auto& forward : forwards) {
-    forward->set_workspace(next);
-    next += forward->workspace();
-    jobs.push_back(std::move(forward));
-  }
-  run_by_size(jobs, total_elements(weights), scratch * sizeof(R));
+  run_jobs(std::move(jobs), total_elements(weights));
   return {weights_sn, sigmas, vectors, view_stats};
 }
 
@@ -97,24 +77,23 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
     double eps, std::optional<ScalarType> out_dtype) {
   const Settings settings = check_settings(weights, "weights", dims, kinds, scales, scale_tensor);
-  check_length("us", us.size(), settings.view_count);
-  check_length("vs", vs.size(), settings.view_count);
-  size_t j = 0;
+  check_length({"us"}, us.size(), settings.view_count);
+  check_length({"vs"}, vs.size(), settings.view_count);
+  int64_t j = 0;
   for (const Views& views : settings.views) {
     for (int d = 0; d < views.count; ++d, ++j) {
       const bool swapped = kinds[&views - settings.views.data()] == kSNVFirst;
       const int64_t rows = views.view[d].rows, cols = views.view[d].cols();
-      check_vector(us[j], at("us", j), swapped ? cols : rows);
-      check_vector(vs[j], at("vs", j), swapped ? rows : cols);
-      to_dtype(us[j].scalar_type(), at("us", j));
-      to_dtype(vs[j].scalar_type(), at("vs", j));
+      check_vector(us[j], Name{"us", j}, swapped ? cols : rows);
+      check_vector(vs[j], Name{"vs", j}, swapped ? rows : cols);
+      to_dtype(us[j].scalar_type(), Name{"us", j});
+      to_dtype(vs[j].scalar_type(), Name{"vs", j});
     }
   }
   STD_TORCH_CHECK(n_power_iterations >= 0,
                   "fastsn: expected n_power_iterations to be 0 or more, got ", n_power_iterations);
-  const DType dtype =
-      weights.empty() ? DType::kFloat : to_dtype(weights[0].scalar_type(), "weights[0]");
-  const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, "out_dtype") : dtype;
+  const DType dtype = to_dtype(weights[0].scalar_type(), {"weights", 0});
+  const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, {"out_dtype"}) : dtype;
   const auto run = dtype == DType::kDouble ? run_forward<double> : run_forward<float>;
   return run(weights, us, vs, kinds, settings, n_power_iterations, eps, dtype, out);
 }
@@ -130,8 +109,7 @@ std::tuple<Tensors, Tensor> run_backward(const Tensors& grads, const std::vector
   const Tensor grad_scales = new_tensor({static_cast<int64_t>(k)}, dtype_of<R>);
   const R* vector = data<R>(vectors);
   const R* stats = data<R>(view_stats);
-  std::vector<std::unique_ptr<BackwardJob<R>>> backwards;
-  int64_t workspace_bytes = 0, scratch = 0;
+  Jobs jobs;
   for (size_t i = 0; i < k; ++i) {
     grad_weights.push_back(new_like(weights_sn[i], grad_dtype));
     const BackwardProblem problem{settings.views[i],
@@ -144,24 +122,14 @@ std::tuple<Tensors, Tensor> run_backward(const Tensors& grads, const std::vector
                                   grad_weights[i].mutable_data_ptr(),
                                   grad_dtype,
                                   weights_sn[i].numel()};
-    backwards.push_back(std::make_unique<BackwardJob<R>>(problem, data<R>(sigmas) + i, vector, stats,
-                                                         data<R>(grad_scales) + i));
+    jobs.push_back(std::make_unique<BackwardJob<R>>(problem, data<R>(sigmas) + i, vector, stats,
+                                                    data<R>(grad_scales) + i));
     for (int d = 0; d < settings.views[i].count; ++d) {
       vector += settings.views[i].view[d].rows + settings.views[i].view[d].cols();
       stats += 2;
     }
-    workspace_bytes += backwards[i]->workspace();
-    scratch = std::max(scratch, backwards[i]->scratch());
   }
-  const Tensor workspace = new_tensor({workspace_bytes / 8}, DType::kDouble);
-  char* next = data<char>(workspace);
-  Jobs jobs;
-  for (auto& backward : backwards) {
-    backward->set_workspace(next);
-    next += backward->workspace();
-    jobs.push_back(std::move(backward));
-  }
-  run_by_size(jobs, total_elements(grads), scratch * sizeof(R));
+  run_jobs(std::move(jobs), total_elements(grads));
   return {grad_weights, grad_scales};
 }
 
@@ -173,25 +141,25 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
   const size_t k = weights_sn.size();
   const Settings settings =
       check_settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
-  check_length("grads", grads.size(), k);
+  check_length({"grads"}, grads.size(), k);
   int64_t vector_elements = 0;
-  for (size_t i = 0; i < k; ++i) {
-    check_cpu(grads[i], at("grads", i));
+  for (int64_t i = 0; i < static_cast<int64_t>(k); ++i) {
+    check_cpu(grads[i], Name{"grads", i});
     STD_TORCH_CHECK(grads[i].scalar_type() == weights_sn[i].scalar_type() &&
                         same_strides(grads[i], weights_sn[i]),
-                    "fastsn: expected ", at("grads", i), " to have the sizes, strides and dtype of ",
-                    at("weights_sn", i), ", got others");
+                    "fastsn: expected ", Name{"grads", i}, " to have the sizes, strides and dtype of ",
+                    Name{"weights_sn", i}, ", got others");
     for (int d = 0; d < settings.views[i].count; ++d) {
       vector_elements += settings.views[i].view[d].rows + settings.views[i].view[d].cols();
     }
   }
-  const DType accumulate = to_dtype(sigmas.scalar_type(), "sigmas");
+  const DType accumulate = to_dtype(sigmas.scalar_type(), {"sigmas"});
   STD_TORCH_CHECK(accumulate == DType::kFloat || accumulate == DType::kDouble,
                   "fastsn: expected sigmas to be float32 or float64, got ",
                   torch::headeronly::toString(sigmas.scalar_type()));
-  check_vector(sigmas, "sigmas", static_cast<int64_t>(k));
-  check_vector(vectors, "vectors", vector_elements);
-  check_vector(view_stats, "view_stats", static_cast<int64_t>(2 * settings.view_count));
+  check_vector(sigmas, {"sigmas"}, static_cast<int64_t>(k));
+  check_vector(vectors, {"vectors"}, vector_elements);
+  check_vector(view_stats, {"view_stats"}, static_cast<int64_t>(2 * settings.view_count));
   STD_TORCH_CHECK(vectors.scalar_type() == sigmas.scalar_type() &&
                       view_stats.scalar_type() == sigmas.scalar_type(),
                   "fastsn: expected vectors and view_stats to have the dtype of sigmas, ",
@@ -200,11 +168,11 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
                   torch::headeronly::toString(view_stats.scalar_type()));
   std::vector<double> sigma_grads;
   if (grad_sigmas.has_value()) {
-    check_vector(*grad_sigmas, "grad_sigmas", static_cast<int64_t>(k));
-    sigma_grads = to_doubles(*grad_sigmas, "grad_sigmas");
+    check_vector(*grad_sigmas, {"grad_sigmas"}, static_cast<int64_t>(k));
+    sigma_grads = to_doubles(*grad_sigmas, {"grad_sigmas"});
   }
-  const DType dtype = k == 0 ? accumulate : to_dtype(weights_sn[0].scalar_type(), "weights_sn[0]");
-  const DType grad = to_dtype(grad_dtype, "grad_dtype");
+  const DType dtype = to_dtype(weights_sn[0].scalar_type(), {"weights_sn", 0});
+  const DType grad = to_dtype(grad_dtype, {"grad_dtype"});
   const auto run = accumulate == DType::kDouble ? run_backward<double> : run_backward<float>;
   return run(grads, sigma_grads, weights_sn, sigmas, vectors, view_stats, kinds, settings, dtype,
              grad);

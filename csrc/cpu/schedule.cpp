@@ -42,7 +42,12 @@ void Job::complete(void* scratch) {
 
 namespace {
 
-void work(const std::vector<Job*>& jobs, void* scratch) {
+// Blocks begin at a cache line.
+constexpr int64_t kLine = 64;
+
+int64_t round_up(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+void work(const std::vector<std::unique_ptr<Job>>& jobs, void* scratch) {
   size_t first = 0;
   int idle = 0;
   while (true) {
@@ -58,15 +63,26 @@ void work(const std::vector<Job*>& jobs, void* scratch) {
 
 }  // namespace
 
-void run_jobs(const std::vector<Job*>& jobs, int64_t elements, int64_t scratch_bytes) {
-  if (jobs.empty()) return;
+void run_jobs(std::vector<std::unique_ptr<Job>> jobs, int64_t elements) {
+  // Large problems first: the small ones fill the time in which threads would wait for each other.
+  std::stable_sort(jobs.begin(), jobs.end(),
+                   [](const auto& a, const auto& b) { return a->units() > b->units(); });
   const int64_t threads = std::clamp<int64_t>(elements / kUnit, 1, torch::stable::get_num_threads());
-  const int64_t slot = (scratch_bytes + 63) / 64 * 8;  // in doubles
-  const auto scratch = torch::stable::empty({threads * slot + 8}, torch::headeronly::ScalarType::Double);
-  char* base = static_cast<char*>(scratch.mutable_data_ptr());
-  base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+  int64_t workspace = 0, scratch = 0;
+  for (const auto& job : jobs) {
+    workspace += round_up(job->workspace_bytes());
+    scratch = std::max(scratch, round_up(job->scratch_bytes()));
+  }
+  const auto memory = torch::stable::empty({workspace + threads * scratch + kLine},
+                                           torch::headeronly::ScalarType::Byte);
+  char* next = static_cast<char*>(memory.mutable_data_ptr());
+  next += round_up(reinterpret_cast<intptr_t>(next)) - reinterpret_cast<intptr_t>(next);
+  for (const auto& job : jobs) {
+    job->set_workspace(next);
+    next += round_up(job->workspace_bytes());
+  }
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) work(jobs, base + i * slot * 8);
+    for (int64_t i = begin; i < end; ++i) work(jobs, next + i * scratch);
   });
 }
 

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace fastsn::cpu {
@@ -17,6 +18,11 @@ namespace fastsn::cpu {
 class Job {
  public:
   virtual ~Job() = default;
+  // Memory that lives as long as the call, and memory that each thread has for a unit.
+  virtual int64_t workspace_bytes() const = 0;
+  virtual void set_workspace(char* workspace) = 0;
+  virtual int64_t scratch_bytes() const = 0;
+
   virtual void run(int phase, int64_t unit, void* scratch) const = 0;
   virtual void finish(int phase, void* scratch) = 0;  // after all units of the phase
 
@@ -38,7 +44,7 @@ class Job {
   std::atomic<int64_t> taken_{0}, open_{0}, done_{0};
 };
 
-// `elements` measures the work, `scratch_bytes` is what each thread gets.
-void run_jobs(const std::vector<Job*>& jobs, int64_t elements, int64_t scratch_bytes);
+// `elements`: of all problems, a measure of the work.
+void run_jobs(std::vector<std::unique_ptr<Job>> jobs, int64_t elements);
 
 }  // namespace fastsn::cpu

@@ -17,8 +17,10 @@ constexpr int64_t kUnit = 32768;
 constexpr int64_t kSmallProblem = 8 * kUnit;
 // More units than this leave more partial sums to add up than threads to feed.
 constexpr int64_t kMaxUnits = 64;
-// One partial vector per so many rows is less than 5 % of the weight.
-constexpr int64_t kRowsPerPart = 21;
+// One partial vector per so many rows is 3 % of the weight.
+constexpr int64_t kRowsPerPart = 32;
+// Kernels take this many rows at a time.
+constexpr int64_t kRowGroup = 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,6 +59,9 @@ inline Tiling make_tiling(int64_t rows, int64_t cols, int64_t tile_rows, int64_t
   tiling.rows = rows;
   tiling.cols = cols;
   tiling.tile_rows = ceil_div(rows, ceil_div(rows, std::clamp<int64_t>(tile_rows, 1, rows)));
+  if (tiling.tile_rows > kRowGroup) {
+    tiling.tile_rows = ceil_div(tiling.tile_rows, kRowGroup) * kRowGroup;
+  }
   const int64_t grains = ceil_div(cols, grain);
   const int64_t wanted = std::clamp<int64_t>(tile_cols / grain, 1, grains);
   tiling.tile_cols = std::min(cols, ceil_div(grains, ceil_div(grains, wanted)) * grain);
@@ -70,7 +75,7 @@ inline Tiling make_tiling(int64_t rows, int64_t cols, int64_t tile_rows, int64_t
 inline Tiling row_tiling(int64_t rows, int64_t cols, int64_t memory, int64_t views) {
   const bool small = rows * cols <= kSmallProblem;
   const int64_t most_parts = ceil_div(rows, kMaxUnits);
-  const int64_t at_least = small ? 4 : kRowsPerPart * memory * views;
+  const int64_t at_least = small ? kRowGroup : kRowsPerPart * memory * views;
   Tiling whole =
       make_tiling(rows, cols, std::max({kUnit / cols, at_least, most_parts}), cols, 1);
   whole.turns = true;

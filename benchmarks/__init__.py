@@ -1,0 +1,1 @@
+"""Benchmarks of fastsn against torch: ``make bench``, and ``python -m benchmarks.demo``."""

@@ -1,0 +1,174 @@
+"""The README's benchmark tables, from benchmarks/results/*.json: ``python -m benchmarks.report``.
+
+Writes them between two markers. ``--check`` only compares, and exits 1 where the README differs;
+``--figure`` draws the times of training (needs matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import CONTENDERS, MODES
+from benchmarks.workloads import WORKLOADS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+#: What each method's ratio in brackets is taken against.
+BASELINES = {"sn": "torch", "bsn": "plain-bsn"}
+METHODS = {"sn": "SN", "bsn": "BSN", "copy": ""}
+
+EXPLANATION = (
+    f"Median times of normalizing all weights once. In brackets: how many times faster than "
+    f"{CONTENDERS['torch'].title} (SN) or {CONTENDERS['plain-bsn'].title} (BSN), both taken in "
+    "turns in one process."
+)
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown of all results."""
+    if not results:
+        return "No results are recorded yet."
+    return "\n\n".join([EXPLANATION, *(block for r in results for block in _result(r))])
+
+
+def _result(result: dict[str, Any]) -> Iterator[str]:
+    machine, commit = result["machine_info"], result["commit_info"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    version = str(commit.get("id", "unknown"))[:12] + (" + changes" if commit.get("dirty") else "")
+    yield f"### {where}"
+    yield (
+        f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}, fastsn "
+        f"{machine['fastsn']}, commit {version}, {result['datetime'][:10]}. Other processes used "
+        f"{result['others_cpu_share']:.0%} of the CPU time."
+    )
+    for workload in WORKLOADS:
+        entries = [b for b in result["benchmarks"] if b["extra_info"]["workload"] == workload]
+        if entries:
+            yield from _workload(workload, entries)
+    if gates := result.get("gates"):
+        yield "**Promises** (tests in `benchmarks/test_gates.py`)"
+        rows = [
+            [
+                gate["text"],
+                gate["bound"],
+                f"{gate['measured']:.2f}{'' if gate['kept'] else ' (not kept)'}",
+            ]
+            for gate in gates
+        ]
+        yield _markdown(["", "promised", "measured"], rows)
+
+
+def _workload(workload: str, entries: Sequence[dict[str, Any]]) -> Iterator[str]:
+    info = entries[0]["extra_info"]
+    yield (
+        f"**{WORKLOADS[workload].title}**: {info['weights']} weights, "
+        f"{info['parameters'] / 1e6:.2f} M parameters, float32"
+    )
+    by_key = {(e["extra_info"]["contender"], e["extra_info"]["mode"]): e for e in entries}
+    rows = []
+    for name, contender in CONTENDERS.items():
+        cells = [_cell(by_key.get((name, mode)), contender.method) for mode in MODES]
+        if any(cells):
+            rows.append([METHODS[contender.method], contender.title, *cells])
+    yield _markdown(["", "", *(mode.title for mode in MODES.values())], rows)
+
+
+def _cell(entry: dict[str, Any] | None, method: str) -> str:
+    if entry is None:
+        return ""
+    text = f"{_three_digits(entry['stats']['median'] * 1e3)} ms"
+    ratio = entry["extra_info"]["times_faster_than"].get(BASELINES.get(method, ""))
+    return f"{text} ({ratio:.{int(ratio < 10)}f}x)" if ratio else text
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{2 if number < 10 else int(number < 100)}f}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; columns after the names are numbers, and stand at the right."""
+    names = sum(not title for title in head)
+    rule = ["---"] * names + ["---:"] * (len(head) - names)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def updated(readme: str, block: str) -> str:
+    """The README with ``block`` between the markers.
+
+    Raises:
+        ValueError: it does not have each marker once, in order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"expected the README to have {BEGIN} and then {END} once, got neither")
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Bars of the training times of the first result file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = ["torch", "fastsn", "plain-bsn", "fastsn-bsn"]
+    labels = ["torch, SN", "fastsn, SN", "plain PyTorch, BSN", "fastsn, BSN"]
+    colors = ["#b0b0b0", "#2166ac", "#b0b0b0", "#2166ac"]
+    figure, axes = pyplot.subplots(
+        1, len(WORKLOADS), figsize=(9, 2.2), layout="constrained", sharey=True
+    )
+    for axis, (workload, described) in zip(axes, WORKLOADS.items(), strict=True):
+        times = {
+            entry["extra_info"]["contender"]: entry["stats"]["median"] * 1e3
+            for entry in results[0]["benchmarks"]
+            if entry["extra_info"]["workload"] == workload
+            and entry["extra_info"]["mode"] == "forward_backward"
+        }
+        bars = axis.barh(labels, [times[name] for name in names], color=colors)
+        axis.bar_label(bars, fmt=_three_digits, padding=3)
+        axis.margins(x=0.15)
+        axis.set_title(described.title, fontsize=9)
+        axis.set_xlabel(f"ms per {MODES['forward_backward'].title}")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 on a difference"
+    )
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--figure", type=Path, help="an image file to draw, .svg or .png")
+    options = parser.parse_args()
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    if not options.readme.exists():
+        parser.error(f"expected a README at {options.readme}, got none")
+    old = options.readme.read_text(encoding="utf-8")
+    try:
+        new = updated(old, tables(results))
+    except ValueError as error:
+        parser.error(f"{options.readme}: {error}")
+    if options.check:
+        if old != new:
+            print(f"{options.readme} differs from its results: python -m benchmarks.report")
+        return int(old != new)
+    if old != new:
+        options.readme.write_text(new, encoding="utf-8")
+    if options.figure is not None:
+        draw(results, options.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

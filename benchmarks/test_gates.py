@@ -1,0 +1,130 @@
+"""The promises about speed and memory, as tests: CPU, 2 threads, float32, the CNN discriminator.
+
+Times are medians taken side by side in one process; torch's are those of reading ``.weight`` of
+every layer. Memory is the peak of a process of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastsn
+from benchmarks import memory
+from benchmarks.peers import MODES, Weights, check, make_run
+from benchmarks.timing import side_by_side, threads
+from benchmarks.workloads import WORKLOADS, Case, cnn_discriminator, make_case
+
+CPU = torch.device("cpu")
+
+#: Seconds of one comparison, about.
+BUDGET = 4.0
+
+pytestmark = pytest.mark.usefixtures("compiled", "two_threads")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    with threads(2):
+        yield
+
+
+@pytest.fixture
+def cnn() -> Case:
+    return make_case("cnn")
+
+
+@pytest.mark.parametrize(
+    ("mode", "fast", "slow", "times"),
+    [
+        ("forward", "fastsn", "torch", 4),
+        ("forward_backward", "fastsn", "torch", 6),
+        ("forward_backward", "fastsn-bsn", "plain-bsn", 6),
+        ("forward_backward", "fastsn-bsn", "torch", 3),
+    ],
+)
+def test_times_faster(
+    cnn: Case, promise: Callable[..., None], mode: str, fast: str, slow: str, times: float
+) -> None:
+    medians = _medians(cnn, mode, fast, slow)
+    text = f"{MODES[mode].title}: {fast}, times faster than {slow}"
+    promise(text, medians[slow] / medians[fast], at_least=times)
+
+
+def test_forward_in_times_of_a_copy(cnn: Case, promise: Callable[..., None]) -> None:
+    """Against one read and one write of all weights, by one ``torch.mul(..., out=)``."""
+    medians = _medians(cnn, "forward", "fastsn", "copy")
+    promise("forward: fastsn / one torch.mul", medians["fastsn"] / medians["copy"], at_most=3)
+
+
+def _medians(case: Case, mode: str, *names: str) -> dict[str, float]:
+    runs = {name: make_run(name, case, mode) for name in names}
+    for name, run in runs.items():
+        check(name, case, mode, run())
+    return side_by_side(runs, CPU, seconds=BUDGET)
+
+
+class Calls(TorchDispatchMode):
+    """Names of the ops called inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _group(width: int, **options: Any) -> tuple[Weights, fastsn.SpectralNormGroup]:
+    torch.manual_seed(0)
+    weights = Weights(copy.deepcopy(cnn_discriminator(width)))
+    return weights, fastsn.apply(weights, "bsn", **options)
+
+
+def test_frozen_evaluation_costs_no_pass(promise: Callable[..., None]) -> None:
+    (large, large_group), (tiny, tiny_group) = _group(64), _group(1)
+    large.eval(), tiny.eval()
+    with torch.no_grad(), large_group.frozen(), tiny_group.frozen():
+        with Calls() as calls:
+            large()
+        medians = side_by_side({"large": large, "tiny": tiny}, CPU, seconds=BUDGET / 2)
+    assert calls.names == []
+    ratio = medians["large"] / medians["tiny"]
+    promise("in group.frozen(): 11.7 MB of weights / 2 kB of weights", ratio, at_most=1.15)
+
+
+def test_step_forwards_share_one_pass(cnn: Case, promise: Callable[..., None]) -> None:
+    """Three forwards between two changes, less two forwards of tiny, unchanged weights."""
+    tiny, _ = _group(1, update="step")
+    tiny()
+    with Calls() as calls:
+        tiny()
+    assert not [name for name in calls.names if "spectral_normalize" in name]
+
+    runs = {
+        "three": make_run("fastsn-bsn-step", cnn, "three_forwards"),
+        "one": make_run("fastsn-bsn", cnn, "forward"),
+        "attach": tiny,
+    }
+    check("fastsn-bsn-step", cnn, "three_forwards", runs["three"]())
+    medians = side_by_side(runs, CPU, seconds=BUDGET)
+    ratio = (medians["three"] - 2 * medians["attach"]) / medians["one"]
+    attach = f"2 x {medians['attach'] * 1e6:.0f} us"
+    promise(f'update="step": (3 forwards - {attach}) / 1 forward', ratio, at_most=1.15)
+
+
+@pytest.mark.parametrize("name", ["fastsn", "fastsn-bsn"])
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_peak_memory(workload: str, name: str, promise: Callable[..., None]) -> None:
+    if reasons := memory.unsupported_reasons():
+        pytest.skip("; ".join(reasons))
+    peak = memory.measure(name, workload)
+    for part, result in (("forward", "normalized weights"), ("backward", "gradients")):
+        ratio = peak[part] / peak["weights"]
+        promise(f"{workload}: peak memory of {name}'s {part} / {result}", ratio, at_most=1.05)

@@ -49,7 +49,8 @@ def find_cuda_home() -> str | None:
     if nvcc is None:
         return None
     # nvcc itself says where it lives: the one on PATH may be a link or a script.
-    dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    dry_run = subprocess.run(command, capture_output=True, text=True)
     top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
     return os.path.normpath(top[1].strip()) if top else str(Path(nvcc).resolve().parents[1])
 
@@ -89,6 +90,13 @@ def extensions() -> list[Extension]:
 
 
 class Build(cpp_extension.BuildExtension):
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except Exception as error:  # the compiler itself does not run
+            flags = " ".join(OPT_OUT[ext.name] for ext in self.extensions)
+            raise SystemExit(f"building failed: {error}\n({flags} leaves it out)") from error
+
     def build_extension(self, ext: Extension) -> None:
         try:
             super().build_extension(ext)
@@ -98,7 +106,10 @@ class Build(cpp_extension.BuildExtension):
 
     def run(self) -> None:
         super().run()
-        info = {"torch": torch.__version__, "compiler": first_line(os.environ.get("CXX", "c++"), "--version")}
+        info = {
+            "torch": torch.__version__,
+            "compiler": first_line(os.environ.get("CXX", "c++"), "--version"),
+        }
         info |= {ext.name: {"flags": ext.extra_compile_args} for ext in self.extensions}
         if "fastsn._C_cuda" in info:
             nvcc = str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc")

@@ -42,11 +42,12 @@ def _result(result: dict[str, Any]) -> Iterator[str]:
     machine, commit = result["machine_info"], result["commit_info"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     version = str(commit.get("id", "unknown"))[:12] + (" + changes" if commit.get("dirty") else "")
+    others = result.get("others_cpu_share")
     yield f"### {where}"
     yield (
         f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}, fastsn "
-        f"{machine['fastsn']}, commit {version}, {result['datetime'][:10]}. Other processes used "
-        f"{result['others_cpu_share']:.0%} of the CPU time."
+        f"{machine['fastsn']}, commit {version}, {result['datetime'][:10]}."
+        + (f" Other processes used {others:.0%} of the CPU time." if others else "")
     )
     for workload in WORKLOADS:
         entries = [b for b in result["benchmarks"] if b["extra_info"]["workload"] == workload]

@@ -13,17 +13,18 @@ namespace fastsn {
 
 // Which sums of which unfoldings make sigma; the values are part of the op's schema.
 enum Kind : int64_t {
-  kSN = 0,         // sigma = ||unfold_dim(W)||; u <- n(M v), then v <- n(M^T u)
-  kBSN = 1,        // mean over unfold_dim(W) and unfold_{1 - dim}(W), dim in {0, 1}
-  kSNVFirst = 2,   // SN in the order of torch's old hook: v <- n(M^T u), then u <- n(M v)
+  kSN = 0,        // sigma = ||unfold_dim(W)||; u <- n(M v), then v <- n(M^T u)
+  kBSN = 1,       // mean over unfold_dim(W) and unfold_{1 - dim}(W), dim in {0, 1}
+  kSNVFirst = 2,  // SN in the order of torch's old hook: v <- n(M^T u), then u <- n(M v)
 };
 
 constexpr int kMaxRank = 8;
 
 // The weight's memory, in order, is a dense array [outer, rows, inner] and
 //   M[r, m] = memory[o, r, i]   with   m = o * inner + i   (the column in memory order).
-// torch orders the columns of an unfolding by the remaining dimensions as they are numbered. That is
-// memory order unless `split` > 0: then m = k * split + j is torch's column j * (cols / split) + k.
+// torch orders the columns of an unfolding by the remaining dimensions as they are numbered. That
+// is memory order unless `split` > 0: then m = k * split + j is torch's column j * (cols / split) +
+// k.
 struct View {
   int64_t outer;
   int64_t rows;
@@ -75,8 +76,10 @@ inline View contiguous_view(const int64_t* sizes, int rank, int64_t dim) {
 
 // Views of a weight of the given sizes and strides (in elements). Supported: any dense contiguous
 // weight, and channels_last weights for dim 0 and 1. kSNVFirst works on M^T and takes contiguous
-// weights with dim 0 only; its view's rows and columns are swapped, and so are the roles of u and v.
-inline Views make_views(const int64_t* sizes, const int64_t* strides, int rank, int64_t dim, int64_t kind) {
+// weights with dim 0 only; its view's rows and columns are swapped, and so are the roles of u and
+// v.
+inline Views make_views(const int64_t* sizes, const int64_t* strides, int rank, int64_t dim,
+                        int64_t kind) {
   const bool contiguous = detail::is_contiguous(sizes, strides, rank);
   const bool channels_last = !contiguous && detail::is_channels_last(sizes, strides, rank);
   Views views{0, {}};

@@ -28,6 +28,7 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
     compiling = torch.compiler.is_compiling()
     if not compiling:
         share_vectors(norms)
+    autocast = compiling or torch._C._is_any_autocast_enabled()
     results: list[Tensor | None] = [None] * len(norms)
     buckets: dict[Any, list[int]] = {}
     for i, (norm, weight) in enumerate(zip(norms, weights, strict=True)):
@@ -41,7 +42,7 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
             )
         step = norm.training and norm.update == "step"
         iterations = norm.n_power_iterations if norm.training else 0
-        out_dtype = autocast_dtype(weight)
+        out_dtype = autocast_dtype(weight) if autocast else None
         key = (step, iterations, weight.dtype, out_dtype, norm.eps, weight.device)
         buckets.setdefault(key, []).append(i)
     for (step, iterations, _, out_dtype, _, _), members in buckets.items():

@@ -1,13 +1,13 @@
 """The compiled backends: ``cpu`` (fastsn._C) and ``cuda`` (fastsn._C_cuda).
 
-Their modules are imported at the first question asked, and a module that cannot be imported is a reason
-against its backend.
+Their modules are imported at the first question asked, and a module that cannot be imported is a
+reason against its backend.
 """
 
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ __all__ = ["NativeBackend", "cpu", "cuda"]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _import_error(module: str, needs: str) -> str:
     """Why ``module`` cannot be imported, with the fix; ``""`` where it can be."""
     try:
@@ -31,8 +31,8 @@ def _import_error(module: str, needs: str) -> str:
         )
     except ImportError as error:
         return (
-            f"{module} does not load ({error}): it was built for another torch, build it again with "
-            f"pip install --no-build-isolation -e . in fastsn's source (needs {needs})"
+            f"{module} does not load ({error}): it was built for another torch, build it again "
+            f"with pip install --no-build-isolation -e . in fastsn's source (needs {needs})"
         )
     return ""
 

@@ -66,10 +66,11 @@ def _forward(
     out_dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    _check_vectors(weights, us, vs, dims, kinds)
     chosen = select_backend(backend, weights[0].device, weights[0].dtype, out_dtype)
     laid_out, new_dims = weights, dims
-    if not chosen.any_layout:
+    if chosen.any_layout:
+        _check_vectors(weights, us, vs, dims, kinds)
+    else:  # compiled kernels check their arguments themselves
         laid_out, new_dims = native_layouts(weights, dims, kinds)
         us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
         scale_tensor = contiguous(scale_tensor)

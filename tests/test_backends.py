@@ -36,6 +36,15 @@ def backend(
         yield request.param
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """These weights are too small to share out: more threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # Accuracy
 
 
@@ -139,7 +148,7 @@ def check_accuracy(cases: list[Case], dtype: torch.dtype, n: int) -> None:
         assert result.weights[i].stride() == torch.empty_like(case.weight).stride()
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poisoned", "_one_thread")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_250_random_weights_are_as_accurate_as_torch(backend: str, dtype: torch.dtype) -> None:
     random.seed(str(dtype))
@@ -175,6 +184,7 @@ def test_weights_of_many_tiles_are_as_accurate_as_torch(
             check_accuracy(cases, dtype, n)
 
 
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_long_sums_are_as_accurate_as_torch(backend: str, n: int) -> None:
     """Hundreds of terms or more for each of a few rows, side by side in memory."""
@@ -186,6 +196,7 @@ def test_long_sums_are_as_accurate_as_torch(backend: str, n: int) -> None:
         check_accuracy(cases, torch.float32, n)
 
 
+@pytest.mark.usefixtures("_one_thread")
 def test_every_instruction_set_is_as_accurate_as_torch(
     require_backend: Callable[[str, Sequence[str]], None],
 ) -> None:

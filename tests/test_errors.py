@@ -134,7 +134,7 @@ APPLY_ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "update": ({"update": "epoch"}, ValueError, "update to be 'forward' or 'step', got 'epoch'"),
     "iterations": ({"n_power_iterations": -1}, ValueError, "n_power_iterations to be positive"),
     "eps": ({"eps": -1.0}, ValueError, "eps to be non-negative"),
-    "include matches nothing": ({"include": ["block*"]}, ValueError, r"include pattern 'block\*' to"),
+    "include no match": ({"include": ["block*"]}, ValueError, r"include pattern 'block\*' to"),
     "exclude matches nothing": ({"exclude": ["8"]}, ValueError, "exclude pattern '8' to match"),
     "exclude is a string": ({"exclude": "7"}, TypeError, "exclude to be a list of names"),
     "nothing left": ({"exclude": ["*"]}, ValueError, "got none left by include and exclude"),

@@ -63,6 +63,15 @@ def backend(
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These weights are too small to share out: more threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_inputs(name: str, dtype: torch.dtype) -> list[Tensor]:
     return [
         shape if isinstance(shape, Tensor) else torch.randn(shape, dtype=dtype)
@@ -176,7 +185,7 @@ def test_registered_buffer_is_normalized(backend: str) -> None:
 
 
 def test_complex_weights_are_torchs() -> None:
-    """Not their gradients: torch's has a part through the imaginary part of sigma, which is zero."""
+    """Not their gradients: torch's have a part through the imaginary part of sigma, zero here."""
     layers = []
     for function in (parametrizations.spectral_norm, fastsn.spectral_norm):
         torch.manual_seed(0)

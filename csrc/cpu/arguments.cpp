@@ -78,15 +78,15 @@ Settings check_settings(const std::vector<Tensor>& weights, const char* name,
                     torch::headeronly::toString(dtype), " as ", Name{name, 0}, ", got ",
                     torch::headeronly::toString(weight.scalar_type()));
     const int64_t rank = weight.dim();
-    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", own,
-                    " to have 2 to ", kMaxRank, " dimensions, got ", rank);
+    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", own, " to have 2 to ",
+                    kMaxRank, " dimensions, got ", rank);
     STD_TORCH_CHECK(dims[i] >= 0 && dims[i] < rank, "fastsn: expected dims[", i,
                     "] to be from 0 to ", rank - 1, ", got ", dims[i]);
     STD_TORCH_CHECK(kinds[i] >= kSN && kinds[i] <= kSNVFirst, "fastsn: expected kinds[", i,
                     "] to be 0, 1 or 2, got ", kinds[i]);
-    STD_TORCH_CHECK(kinds[i] != kBSN || (rank >= 3 && dims[i] <= 1), "fastsn: expected ",
-                    own, " of kind 1 to have 3 or more dimensions and dim 0 or 1, got ",
-                    rank, " dimensions and dim ", dims[i]);
+    STD_TORCH_CHECK(kinds[i] != kBSN || (rank >= 3 && dims[i] <= 1), "fastsn: expected ", own,
+                    " of kind 1 to have 3 or more dimensions and dim 0 or 1, got ", rank,
+                    " dimensions and dim ", dims[i]);
     settings.views.push_back(make_views(weight.sizes().data(), weight.strides().data(),
                                         static_cast<int>(rank), dims[i], kinds[i]));
     STD_TORCH_CHECK(settings.views[i].count > 0, "fastsn: expected ", own,

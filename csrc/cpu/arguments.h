@@ -40,7 +40,8 @@ void check_cpu(const Tensor& tensor, Name name);
 // A vector of `size` elements that can be read in order.
 void check_vector(const Tensor& tensor, Name name, int64_t size);
 
-// `name` is the list `weights`: all of one dtype, on the CPU, in a layout that kernels walk in place.
+// `name` is the list `weights`: all of one dtype, on the CPU, in a layout that kernels walk in
+// place.
 Settings check_settings(const std::vector<Tensor>& weights, const char* name,
                         const std::vector<int64_t>& dims, const std::vector<int64_t>& kinds,
                         const std::vector<double>& scales,

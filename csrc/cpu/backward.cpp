@@ -22,7 +22,8 @@ BackwardJob<R>::BackwardJob(const BackwardProblem& problem, const R* sigma, cons
     vectors += term.view.rows + term.view.cols();
     term.memory_v = nullptr;
     term.alpha = view_stats[2 * j + 1];
-    // Of two unfoldings that lie by rows (of a weight with one row), the second one is also by slabs.
+    // Of two unfoldings that lie by rows (of a weight with one row), the second one is also by
+    // slabs.
     const bool rows = term.view.outer == 1 && !by_rows_.present;
     (rows ? by_rows_ : by_slabs_) = term;
   }
@@ -85,9 +86,10 @@ void BackwardJob<R>::run(int phase, int64_t unit, void* scratch) const {
 template <typename R>
 void BackwardJob<R>::multiply_unit(int64_t unit) const {
   const int64_t first = unit * kUnit, bytes = first * size_of(problem_.dtype);
-  products_[unit] = kernels_.inner_product_of(static_cast<const char*>(problem_.grad) + bytes,
-                                              static_cast<const char*>(problem_.weight_sn) + bytes,
-                                              problem_.dtype, std::min(kUnit, problem_.numel - first));
+  products_[unit] =
+      kernels_.inner_product_of(static_cast<const char*>(problem_.grad) + bytes,
+                                static_cast<const char*>(problem_.weight_sn) + bytes,
+                                problem_.dtype, std::min(kUnit, problem_.numel - first));
 }
 
 template <typename R>

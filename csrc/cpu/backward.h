@@ -27,7 +27,8 @@ struct BackwardProblem {
 template <typename R>
 class BackwardJob final : public Job {
  public:
-  // vectors: u and v of every view, one after the other; view_stats [views, 2]; grad_scale is a result.
+  // vectors: u and v of every view, one after the other; view_stats [views, 2]; grad_scale is a
+  // result.
   BackwardJob(const BackwardProblem& problem, const R* sigma, const R* vectors, const R* view_stats,
               R* grad_scale);
 
@@ -43,8 +44,8 @@ class BackwardJob final : public Job {
     bool present = false;
     View view;
     const R* u;
-    const R* v;       // in torch's order
-    R* memory_v;      // in memory order where that is another, else null
+    const R* v;   // in torch's order
+    R* memory_v;  // in memory order where that is another, else null
     double alpha;
     R factor;
 

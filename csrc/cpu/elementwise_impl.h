@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Loops over flat arrays, for kernels_impl.h (see there for the rules). Norms and inner products are
-// summed in double: products of floats are exact there.
+// Loops over flat arrays, for kernels_impl.h (see there for the rules). Norms and inner products
+// are summed in double: products of floats are exact there.
 #pragma once
 
 #include "vector_impl.h"

@@ -45,14 +45,14 @@ ForwardJob<R>::ForwardJob(const ForwardProblem& problem, const VectorSlot* slots
     view.by_rows = view.view.outer == 1;
     view.coefficient = 1.0 / view_count_;
     // The view of torch's old hook is of M^T: its u is v.
-    for (int k = 0; k < 2; ++k) view.slots[problem.kind == kSNVFirst ? 1 - k : k] = slots[2 * j + k];
+    for (int k = 0; k < 2; ++k)
+      view.slots[problem.kind == kSNVFirst ? 1 - k : k] = slots[2 * j + k];
     view.u = static_cast<R*>(view.slots[0].result);
     view.v = static_cast<R*>(view.slots[1].result);
     if (empty) continue;
-    view.tiling =
-        view.by_rows
-            ? row_tiling(view.view.rows, view.view.inner, memory, view_count_)
-            : slab_tiling(view.view.outer, view.view.rows, view.view.inner, memory);
+    view.tiling = view.by_rows
+                      ? row_tiling(view.view.rows, view.view.inner, memory, view_count_)
+                      : slab_tiling(view.view.outer, view.view.rows, view.view.inner, memory);
   }
   if (view_count_ == 2 && !empty && views_[0].by_rows != views_[1].by_rows) {
     const ViewState<R>& rows = views_[views_[0].by_rows ? 0 : 1];
@@ -155,14 +155,16 @@ void ForwardJob<R>::run_tile(const Active* active, int count, int64_t unit, R* s
       kernels_.convert_from(from, problem_.dtype, rows * cols, block);
     } else if (!in_place) {
       for (int64_t k = 0; k < rows; ++k) {
-        kernels_.convert_from(from + k * cols * size, problem_.dtype, tile.cols, block + k * tile.cols);
+        kernels_.convert_from(from + k * cols * size, problem_.dtype, tile.cols,
+                              block + k * tile.cols);
       }
     }
     const R* w = in_place ? reinterpret_cast<const R*>(from) : block;
     for (int a = 0; a < count; ++a) {
       const int64_t ratio = tile.cols / tiles[a].cols;
-      active[a].view->add(kernels_, active[a].step, tiles[a], w, (in_place ? cols : tile.cols) / ratio,
-                          r * ratio, rows * ratio, scratches[a]);
+      active[a].view->add(kernels_, active[a].step, tiles[a], w,
+                          (in_place ? cols : tile.cols) / ratio, r * ratio, rows * ratio,
+                          scratches[a]);
     }
   }
   for (int a = 0; a < count; ++a) {

@@ -2,8 +2,8 @@
 //
 // Forward of one weight: the power iteration of its views, then the division by sigma.
 //
-// Phases (see schedule.h): load the given vectors; one phase per pass over the weight; divide. View by
-// view, forward.cpp says what a pass does and what follows it, view_state.h what a pass adds up.
+// Phases (see schedule.h): load the given vectors; one phase per pass over the weight; divide. View
+// by view, forward.cpp says what a pass does and what follows it, view_state.h what a pass adds up.
 #pragma once
 
 #include "schedule.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// The table of inner loops. Each instruction set has its own copy of kernels_impl.h, compiled for it,
-// and fills one table per arithmetic type; `kernels` returns the table in use.
+// The table of inner loops. Each instruction set has its own copy of kernels_impl.h, compiled for
+// it, and fills one table per arithmetic type; `kernels` returns the table in use.
 //
 // All matrices are dense in memory order; R is the type of all sums and vectors.
 #pragma once
@@ -62,7 +62,8 @@ struct Kernels {
   void (*scale_to)(const R* g, int64_t n, R a, R* to);
 };
 
-// Elements of `expanded` and `sums` for a slab of [rows, inner]; expand writes a little past the end.
+// Elements of `expanded` and `sums` for a slab of [rows, inner]; expand writes a little past the
+// end.
 constexpr int64_t expanded_size(int64_t rows, int64_t inner) {
   return inner <= kShortRow ? rows * inner + kShortRow : rows;
 }

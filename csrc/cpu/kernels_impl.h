@@ -2,7 +2,8 @@
 //
 // The inner loops, in vector types of FASTSN_VECTOR_BYTES bytes. Included once per instruction set,
 // by a file that has switched the compiler to it. Everything here has internal linkage and uses
-// nothing of the standard library, so the linker cannot merge one instruction set's code with another's.
+// nothing of the standard library, so the linker cannot merge one instruction set's code with
+// another's.
 //
 // The order of every sum is fixed by the sizes alone. Long sums are split over several accumulators
 // (by position), which keeps both the rounding error and the latency low.
@@ -16,11 +17,11 @@ namespace {
 // Columns summed in R before they are added in double.
 constexpr int64_t kColumns = 4096;
 
-// sums[k] += <x_k, v> for kDots rows at x, and t += sum_k s[k] y_k for kAdds rows at y, in one go: while
-// x streams from memory, y is still in cache.
+// sums[k] += <x_k, v> for kDots rows at x, and t += sum_k s[k] y_k for kAdds rows at y, in one go:
+// while x streams from memory, y is still in cache.
 template <int kDots, int kAdds, typename R>
-FASTSN_INLINE void sweep(const R* x, const R* y, int64_t stride, int64_t n, const R* v, double* sums,
-                         const R* s, R* t) {
+FASTSN_INLINE void sweep(const R* x, const R* y, int64_t stride, int64_t n, const R* v,
+                         double* sums, const R* s, R* t) {
   constexpr int L = lanes<R>;
   for (int64_t begin = 0; begin < n; begin += kColumns) {
     const int64_t end = n - begin < kColumns ? n : begin + kColumns;
@@ -355,9 +356,9 @@ void slab_subtract(R* w, int64_t stride, int64_t count, int64_t rows, int64_t in
 template <typename R>
 constexpr Kernels<R> table() {
   return Kernels<R>{
-      convert_from<R>, convert_to<R>, times<R>,     transposed<R>,    times_transposed<R>,
-      slab_times<R>,   slab_transposed<R>, slab_subtract<R>, expand<R>, fold<R>,
-      sum_parts<R>,    inner_product<R>, divide<R>, divide_to<R>, inner_product_of<R>,
+      convert_from<R>, convert_to<R>,      times<R>,         transposed<R>, times_transposed<R>,
+      slab_times<R>,   slab_transposed<R>, slab_subtract<R>, expand<R>,     fold<R>,
+      sum_parts<R>,    inner_product<R>,   divide<R>,        divide_to<R>,  inner_product_of<R>,
       combine<R>,      scale_to<R>};
 }
 

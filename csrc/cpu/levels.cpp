@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // The choice of instruction set, at run time.
-#include <atomic>
-
 #include "levels.h"
+
+#include <atomic>
 
 namespace fastsn::cpu {
 namespace {

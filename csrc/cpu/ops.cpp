@@ -99,7 +99,8 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
 }
 
 template <typename R>
-std::tuple<Tensors, Tensor> run_backward(const Tensors& grads, const std::vector<double>& grad_sigmas,
+std::tuple<Tensors, Tensor> run_backward(const Tensors& grads,
+                                         const std::vector<double>& grad_sigmas,
                                          const Tensors& weights_sn, const Tensor& sigmas,
                                          const Tensor& vectors, const Tensor& view_stats,
                                          const std::vector<int64_t>& kinds,
@@ -147,8 +148,9 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
     check_cpu(grads[i], Name{"grads", i});
     STD_TORCH_CHECK(grads[i].scalar_type() == weights_sn[i].scalar_type() &&
                         same_strides(grads[i], weights_sn[i]),
-                    "fastsn: expected ", Name{"grads", i}, " to have the sizes, strides and dtype of ",
-                    Name{"weights_sn", i}, ", got others");
+                    "fastsn: expected ", Name{"grads", i},
+                    " to have the sizes, strides and dtype of ", Name{"weights_sn", i},
+                    ", got others");
     for (int d = 0; d < settings.views[i].count; ++d) {
       vector_elements += settings.views[i].view[d].rows + settings.views[i].view[d].cols();
     }
@@ -192,8 +194,8 @@ void set_simd_level(std::string name) {
     if (name == level.name) return set_level(level);
     names += (names.empty() ? "" : ", ") + std::string(level.name);
   }
-  STD_TORCH_CHECK(false, "fastsn: expected an instruction set of this processor (", names, "), got ",
-                  name);
+  STD_TORCH_CHECK(false, "fastsn: expected an instruction set of this processor (", names,
+                  "), got ", name);
 }
 
 }  // namespace
@@ -201,7 +203,8 @@ void set_simd_level(std::string name) {
 
 STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
   m.def(
-      "forward(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, float[] scales, "
+      "forward(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, float[] "
+      "scales, "
       "Tensor? scale_tensor, int n_power_iterations, float eps, ScalarType? out_dtype) "
       "-> (Tensor[], Tensor, Tensor, Tensor)");
   m.def(
@@ -227,7 +230,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastsn_cpu, CompositeExplicitAutograd, m) {
 
 // `import fastsn._C` has no other purpose than to load this library.
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
-                               nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -67,7 +67,8 @@ void run_jobs(std::vector<std::unique_ptr<Job>> jobs, int64_t elements) {
   // Large problems first: the small ones fill the time in which threads would wait for each other.
   std::stable_sort(jobs.begin(), jobs.end(),
                    [](const auto& a, const auto& b) { return a->units() > b->units(); });
-  const int64_t threads = std::clamp<int64_t>(elements / kUnit, 1, torch::stable::get_num_threads());
+  const int64_t threads =
+      std::clamp<int64_t>(elements / kUnit, 1, torch::stable::get_num_threads());
   int64_t workspace = 0, scratch = 0;
   for (const auto& job : jobs) {
     workspace += round_up(job->workspace_bytes());

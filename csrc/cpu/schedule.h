@@ -2,10 +2,11 @@
 //
 // Runs all problems of a call on all threads, in one parallel region.
 //
-// A Job (one problem) is a sequence of phases, each made of independent units. A phase opens when the
-// one before it is finished; whoever completes its last unit finishes it, so no thread waits while any
-// job has work, and a job small enough is scaled while still in cache. What a unit does depends on
-// the problem alone, never on who runs it: results have the same bits for any number of threads.
+// A Job (one problem) is a sequence of phases, each made of independent units. A phase opens when
+// the one before it is finished; whoever completes its last unit finishes it, so no thread waits
+// while any job has work, and a job small enough is scaled while still in cache. What a unit does
+// depends on the problem alone, never on who runs it: results have the same bits for any number of
+// threads.
 #pragma once
 
 #include <atomic>

@@ -37,7 +37,7 @@ struct Tiling {
 };
 
 struct Tile {
-  int64_t row, col;             // place in the grid
+  int64_t row, col;            // place in the grid
   int64_t r0, c0, rows, cols;  // elements of the matrix
 };
 
@@ -70,14 +70,13 @@ inline Tiling make_tiling(int64_t rows, int64_t cols, int64_t tile_rows, int64_t
   return tiling;
 }
 
-// A view with outer == 1: M itself, as it is in memory. `memory` is the size of an element in a vector
-// over that in the weight, `views` the number of views that have partial sums.
+// A view with outer == 1: M itself, as it is in memory. `memory` is the size of an element in a
+// vector over that in the weight, `views` the number of views that have partial sums.
 inline Tiling row_tiling(int64_t rows, int64_t cols, int64_t memory, int64_t views) {
   const bool small = rows * cols <= kSmallProblem;
   const int64_t most_parts = ceil_div(rows, kMaxUnits);
   const int64_t at_least = small ? kRowGroup : kRowsPerPart * memory * views;
-  Tiling whole =
-      make_tiling(rows, cols, std::max({kUnit / cols, at_least, most_parts}), cols, 1);
+  Tiling whole = make_tiling(rows, cols, std::max({kUnit / cols, at_least, most_parts}), cols, 1);
   whole.turns = true;
   // A single row needs s normalized before M^T s, to be exact for a weight of one element.
   if (rows > 1 && cols <= kUnit && (small || whole.row_tiles >= 3)) return whole;

@@ -2,7 +2,8 @@
 //
 // SIMD vectors and the conversion of storage types, for kernels_impl.h (see there for the rules).
 //
-// GCC's and Clang's vector types need no intrinsics: the same text is SSE2, AVX2, AVX-512, NEON, ...
+// GCC's and Clang's vector types need no intrinsics: the same text is SSE2, AVX2, AVX-512, NEON,
+// ...
 #pragma once
 
 #include "kernels.h"
@@ -40,12 +41,13 @@ FASTSN_INLINE void store(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-// Asks for what a stream reaches 2 kB from here: hardware prefetchers stop at the end of a page.
+// Asks for what a stream reaches one page from here: hardware prefetchers stop at the end of a
+// page.
 FASTSN_INLINE void prefetch(const void* p) {
-  __builtin_prefetch(static_cast<const char*>(p) + 2048);
+  __builtin_prefetch(static_cast<const char*>(p) + 4096);
 }
 FASTSN_INLINE void prefetch_to_write(const void* p) {
-  __builtin_prefetch(static_cast<const char*>(p) + 2048, 1);
+  __builtin_prefetch(static_cast<const char*>(p) + 4096, 1);
 }
 
 template <typename R>
@@ -71,9 +73,7 @@ FASTSN_INLINE U32 bits_of(F32 v) { return (U32)v; }
 // a where mask (all ones or zeros) is set, else b
 FASTSN_INLINE U32 select(U32 mask, U32 a, U32 b) { return (a & mask) | (b & ~mask); }
 
-FASTSN_INLINE F32 bfloat16_to_float(U16 v) {
-  return (F32)(__builtin_convertvector(v, U32) << 16);
-}
+FASTSN_INLINE F32 bfloat16_to_float(U16 v) { return (F32)(__builtin_convertvector(v, U32) << 16); }
 
 // Round to nearest even; a NaN stays a NaN.
 FASTSN_INLINE U16 float_to_bfloat16(F32 v) {

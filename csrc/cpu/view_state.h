@@ -26,9 +26,9 @@ struct ViewState {
   bool by_rows;   // outer == 1
   Tiling tiling;  // of [rows, cols] by rows, else of [outer, rows * inner]
   VectorSlot slots[2];
-  double coefficient;  // of this view in sigma
-  R* u;                // [rows], the result's memory
-  R* v;                // [cols] in memory order, the result's memory where that is torch's order
+  double coefficient;    // of this view in sigma
+  R* u;                  // [rows], the result's memory
+  R* v;                  // [cols] in memory order, the result's memory where that is torch's order
   R* s_parts = nullptr;  // [row or column tiles, rows], null if a single tile makes s
   R* t_parts = nullptr;
   double u_length = 1, v_length = 1, sigma = 0;
@@ -56,7 +56,7 @@ struct ViewState {
   void sum_s(const Kernels<R>& kernels) const;
   void sum_t(const Kernels<R>& kernels) const;
 
-  void load_given(const Kernels<R>& kernels) const;   // v, and u where there is no iteration
+  void load_given(const Kernels<R>& kernels) const;  // v, and u where there is no iteration
   void store_results(const Kernels<R>& kernels, bool keep_given) const;
 };
 

@@ -32,6 +32,8 @@ class Backend:
     backward: Callable[..., Any]
     unsupported_reasons: Reasons
     any_layout: bool  # False: weights are made contiguous first where problem.native_layout says no
+    #: ``forward`` takes one more argument: whether to put the new vectors into the given ones, too.
+    stores_vectors: bool = False
 
 
 def _not_here(name: str) -> Reasons:
@@ -55,14 +57,24 @@ BACKENDS = {
             native.cuda.forward,
             native.cuda.backward,
             native.cuda.unsupported_reasons,
-            False,
+            any_layout=False,
+            stores_vectors=True,
         ),
-        Backend("triton", _missing, _missing, _not_here("Triton"), False),
+        Backend("triton", _missing, _missing, _not_here("Triton"), any_layout=False),
         Backend(
-            "cpu", native.cpu.forward, native.cpu.backward, native.cpu.unsupported_reasons, False
+            "cpu",
+            native.cpu.forward,
+            native.cpu.backward,
+            native.cpu.unsupported_reasons,
+            any_layout=False,
+            stores_vectors=True,
         ),
         Backend(
-            "reference", reference.forward, reference.backward, reference.unsupported_reasons, True
+            "reference",
+            reference.forward,
+            reference.backward,
+            reference.unsupported_reasons,
+            any_layout=True,
         ),
     )
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastsn.backend import requested_backend
-from fastsn.op import gradients, spectral_normalize
+from fastsn.op import gradients, spectral_normalize, spectral_normalize_
 
 if TYPE_CHECKING:
     from fastsn.parametrization import SpectralNorm
@@ -43,14 +43,15 @@ def compute(
     out_dtype: torch.dtype | None = None,
     pairs: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Computed:
-    """One op call; the new vectors go into the buffers (or ``pairs``), in place, if it iterated."""
+    """One op call; the new vectors go into the buffers (or ``pairs``), in place, if it iterates."""
     if pairs is None:
         pairs = [pair for norm in norms for pair in norm.vectors()]
     us, vs = [u for u, _ in pairs], [v for _, v in pairs]
     dims = [norm.dim for norm in norms]
     kinds = [norm.kind for norm in norms]
     scales, scale_tensor = stack_scales(norms, weights[0].device)
-    weights_sn, sigmas, vectors, view_stats = spectral_normalize(
+    call = spectral_normalize_ if n_power_iterations else spectral_normalize
+    weights_sn, sigmas, vectors, view_stats = call(
         list(weights),
         us,
         vs,
@@ -63,26 +64,26 @@ def compute(
         out_dtype,
         requested_backend(),
     )
-    if n_power_iterations:
-        with torch.no_grad():
-            parts = vectors.split([size for norm in norms for size in norm.vector_sizes])
-            torch._foreach_copy_(us + vs, [*parts[0::2], *parts[1::2]])
     return Computed(weights_sn, sigmas, vectors, view_stats, dims, kinds, scales)
 
 
 def attach(
-    computed: Computed, norms: Sequence[SpectralNorm], weights: Sequence[Tensor]
+    computed: Computed, norms: Sequence[SpectralNorm], weights: Sequence[Tensor], *, again: bool
 ) -> list[Tensor]:
-    """The normalized weights, with a new autograd node of their own if gradients are wanted."""
+    """The normalized weights, with a new autograd node of their own if gradients are wanted.
+
+    Args:
+        again: ``computed`` may get another node later; without it this node takes it.
+    """
     if not torch.is_grad_enabled():
         return computed.weights_sn
     scale_tensor = None
-    if any(isinstance(norm.scale, Tensor) for norm in norms):
+    if any(type(norm.scale) is not float for norm in norms):
         _, scale_tensor = stack_scales(norms, weights[0].device)
     needed = [*weights] if scale_tensor is None else [*weights, scale_tensor]
     if not any(tensor.requires_grad for tensor in needed):
         return computed.weights_sn
-    return list(_Node.apply(computed, requested_backend(), scale_tensor, *weights)[:-1])
+    return list(_Node.apply(computed, again, requested_backend(), scale_tensor, *weights)[:-1])
 
 
 class _Node(torch.autograd.Function):
@@ -90,47 +91,60 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, computed: Computed, backend: str, scale_tensor: Tensor | None, *weights: Tensor
+        ctx: Any,
+        computed: Computed,
+        again: bool,
+        backend: str,
+        scale_tensor: Tensor | None,
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        outputs = [weight_sn.detach() for weight_sn in computed.weights_sn]
         # sigmas are an output, although nobody reads it, so that double backward can flow through
         # them.
-        sigmas = computed.sigmas.detach()
-        ctx.save_for_backward(sigmas, scale_tensor, *outputs)
-        ctx.computed, ctx.backend, ctx.dtype = computed, backend, weights[0].dtype
-        ctx.set_materialize_grads(False)
-        return *outputs, sigmas
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        sigmas, scale_tensor, *weights_sn = ctx.saved_tensors
-        computed: Computed = ctx.computed
-        grad_weights, grad_scale = gradients(
-            grads[:-1],
-            grads[-1],
-            weights_sn,
-            sigmas,
+        outputs = [*computed.weights_sn, computed.sigmas]
+        if again:
+            outputs = [output.detach() for output in outputs]
+        ctx.save_for_backward(scale_tensor, *outputs)
+        # All but the outputs, which would keep their own node alive for ever.
+        ctx.constants = (
             computed.vectors,
             computed.view_stats,
             computed.dims,
             computed.kinds,
             computed.scales,
+        )
+        ctx.backend, ctx.dtype = backend, weights[0].dtype
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        scale_tensor, *weights_sn, sigmas = ctx.saved_tensors
+        vectors, view_stats, dims, kinds, scales = ctx.constants
+        grad_weights, grad_scale = gradients(
+            grads[:-1],
+            grads[-1],
+            weights_sn,
+            sigmas,
+            vectors,
+            view_stats,
+            dims,
+            kinds,
+            scales,
             scale_tensor,
             ctx.dtype,
             ctx.backend,
-            ctx.needs_input_grad[3:],
+            ctx.needs_input_grad[4:],
         )
-        return None, None, grad_scale, *grad_weights
+        return None, None, None, grad_scale, *grad_weights
 
 
 def stack_scales(
     norms: Sequence[SpectralNorm], device: torch.device
 ) -> tuple[list[float], Tensor | None]:
     """Scales as the op takes them: floats, or a ``[k]`` tensor if one of them is a tensor."""
-    scales = [norm.scale for norm in norms]
-    numbers = [scale for scale in scales if not isinstance(scale, Tensor)]
-    if len(numbers) == len(scales):
-        return numbers, None
+    scales: list[Any] = [norm.scale for norm in norms]
+    if all(type(scale) is float for scale in scales):
+        return scales, None
     tensors = [
         scale if isinstance(scale, Tensor) else torch.full((), scale, device=device)
         for scale in scales

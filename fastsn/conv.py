@@ -26,7 +26,7 @@ from fastsn.compute import autocast_dtype
 from fastsn.distributed import share_vectors
 from fastsn.parametrization import check_options, check_weight
 from fastsn.problem import WARM_UP, accumulate_dtype
-from fastsn.serialization import make_picklable
+from fastsn.serialization import adapt_class
 
 __all__ = ["ConvSpectralNorm", "conv_spectral_norm"]
 
@@ -349,7 +349,7 @@ def conv_spectral_norm(
     norm = ConvSpectralNorm(weight, conv, shape, n_power_iterations, eps, scale=scale)
     # Unsafe means unchecked: the check would read the weight, which may not have its size yet.
     parametrize.register_parametrization(module, name, norm, unsafe=True)
-    make_picklable(module)
+    adapt_class(module)
     if shape is None:
         _LearnInputShape(module, name)
     return module

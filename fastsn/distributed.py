@@ -49,7 +49,10 @@ def share_vectors(norms: Sequence[_Norm]) -> None:
 
 def is_sharded(weight: Tensor) -> bool:
     """Whether a weight is a DTensor: FSDP gathers it for its module's forward only."""
-    return hasattr(weight, "full_tensor")
+    return type(weight) not in _PLAIN and hasattr(weight, "full_tensor")
+
+
+_PLAIN = (nn.Parameter, Tensor)
 
 
 def is_fsdp_module(module: nn.Module) -> bool:

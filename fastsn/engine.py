@@ -29,10 +29,11 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
     if not compiling:
         share_vectors(norms)
     autocast = compiling or torch._C._is_any_autocast_enabled()
-    results: list[Tensor | None] = [None] * len(norms)
+    results: list[Any] = [None] * len(norms)
     buckets: dict[Any, list[int]] = {}
+    last: Any = None
     for i, (norm, weight) in enumerate(zip(norms, weights, strict=True)):
-        if weight.ndim == 1:
+        if not norm.views:
             results[i] = F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
             continue
         if is_sharded(weight):
@@ -43,11 +44,14 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
         step = norm.training and norm.update == "step"
         iterations = norm.n_power_iterations if norm.training else 0
         out_dtype = autocast_dtype(weight) if autocast else None
-        key = (step, iterations, weight.dtype, out_dtype, norm.eps, weight.device)
-        buckets.setdefault(key, []).append(i)
-    for (step, iterations, _, out_dtype, _, _), members in buckets.items():
-        own = [norms[i] for i in members]
-        inputs = [weights[i] for i in members]
+        key = step, iterations, out_dtype, norm.eps, weight.dtype, weight.device
+        if key != last:
+            last, members = key, buckets.setdefault(key, [])
+        members.append(i)
+    for (step, iterations, out_dtype, *_), members in buckets.items():
+        own, inputs = norms, weights
+        if len(members) < len(norms):
+            own, inputs = [norms[i] for i in members], [weights[i] for i in members]
         if step:
             in_steps = normalize_step_compiled if compiling else normalize_step
             normalized = in_steps(own, inputs, out_dtype)
@@ -56,7 +60,7 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
         else:
             with torch.no_grad():
                 computed = compute(own, inputs, iterations, out_dtype)
-            normalized = attach(computed, own, inputs)
+            normalized = attach(computed, own, inputs, again=False)
         for i, result in zip(members, normalized, strict=True):
             results[i] = result
-    return results  # type: ignore[return-value]
+    return results

@@ -26,6 +26,7 @@ class Member(NamedTuple):
     tensor_name: str
     layer: nn.Module
     norm: SpectralNorm
+    path: tuple[str, ...]  # ``name``, as keys of nested ``_modules``
 
     @property
     def label(self) -> str:
@@ -34,7 +35,9 @@ class Member(NamedTuple):
     @property
     def weight(self) -> Tensor:
         held: Any = self.layer._modules["parametrizations"]
-        return held[self.tensor_name].original
+        held = held._modules[self.tensor_name]
+        weight = held._parameters.get("original")  # the short way, for all but buffers
+        return held.original if weight is None else weight
 
 
 class SpectralNormGroup:
@@ -75,24 +78,26 @@ class SpectralNormGroup:
         # weights.
         if module is not self.model:
             return
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             self._check_members()
         norms, weights = [], []
         fsdp = is_fsdp_module(self.model)
         for member in self.members:
             # Set already: frozen, or this model is part of another group's forward.
-            weight = member.weight
             if member.norm._shared is not None:
                 continue
-            if fsdp or is_sharded(weight):
+            weight = member.weight
+            sharded = is_sharded(weight)
+            if fsdp or sharded:
                 # Gathered weights keep their version, and may keep their address, when they change.
                 member.norm.forget_weight()
-            if not is_sharded(weight):
+            if not sharded:
                 norms.append(member.norm)
                 weights.append(weight)
         if not norms:
             return
-        if torch.compiler.is_compiling():
+        if compiling:
             weights_sn = normalize(norms, weights)
         else:
             try:
@@ -101,14 +106,14 @@ class SpectralNormGroup:
                 self._blame(error)
                 raise
         for norm, weight_sn in zip(norms, weights_sn, strict=True):
-            norm._shared = weight_sn
+            norm.share(weight_sn)
         self._given = norms
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is not self.model:
             return
         for norm in self._given:
-            norm._shared = None
+            norm.share(None)
         self._given = []
 
     def _blame(self, error: RuntimeError) -> None:
@@ -127,15 +132,16 @@ class SpectralNormGroup:
 
     def _check_members(self) -> None:
         for member in self.members:
-            parametrizations = member.layer._modules.get("parametrizations")
-            held = parametrizations._modules.get(member.tensor_name) if parametrizations else None
+            held: Any = member.layer._modules.get("parametrizations")
+            if held is not None:
+                held = held._modules.get(member.tensor_name)
             if held is None or held._modules.get("0") is not member.norm:
                 raise RuntimeError(
                     f"fastsn: expected layer '{member.name}' to keep the spectral norm of its "
                     f"'{member.tensor_name}', got a layer whose norm was removed or replaced: "
                     "call group.refresh()"
                 )
-            if not _holds(self.model, member.name, member.layer):
+            if not _holds(self.model, member.path, member.layer):
                 raise RuntimeError(
                     f"fastsn: expected layer '{member.name}' to be the one that was grouped, got a "
                     "model in which it was removed or replaced: call group.refresh()"
@@ -210,11 +216,11 @@ class SpectralNormGroup:
                 member.norm.training = mode
         try:
             for member, weight_sn in zip(free, weights_sn, strict=True):
-                member.norm._shared = weight_sn
+                member.norm.share(weight_sn)
             yield
         finally:
             for member in free:
-                member.norm._shared = None
+                member.norm.share(None)
 
     def refresh(self) -> None:
         """Looks for the normalized layers again, after some were added, removed or replaced."""
@@ -266,13 +272,14 @@ def _collect(model: nn.Module) -> list[Member]:
         for tensor_name, held in parametrizations_of(layer).items():
             # One that comes after another parametrization has no weight of its own to read.
             if isinstance(held[0], SpectralNorm):
-                members.append(Member(name, tensor_name, layer, held[0]))
+                path = tuple(name.split(".")) if name else ()
+                members.append(Member(name, tensor_name, layer, held[0], path))
     return members
 
 
-def _holds(model: nn.Module, name: str, layer: nn.Module) -> bool:
+def _holds(model: nn.Module, path: tuple[str, ...], layer: nn.Module) -> bool:
     module: Any = model
-    for part in name.split(".") if name else ():
+    for part in path:
         module = module._modules.get(part)
         if module is None:
             return False

@@ -1,9 +1,9 @@
 """The op: one differentiable call for one weight or a whole network.
 
-``fastsn::spectral_normalize`` is functional: it returns the new vectors and the caller copies them
-into its buffers, so a second forward never spoils what backward of the first one needs. It chooses
-the backend in its body; compiled graphs see one node. Backward is an op of its own with the same
-choice of backend, and is differentiable again.
+``fastsn::spectral_normalize`` is functional: it returns the new vectors, so a second forward never
+spoils what backward of the first one needs, and :func:`spectral_normalize_` puts them into the
+buffers as well. It chooses the backend in its body; compiled graphs see one node. Backward is an op
+of its own with the same choice of backend, and is differentiable again.
 
 Layout of the arguments, for ``k`` weights with one view (unfolding) each, or two for BSN:
 
@@ -36,7 +36,7 @@ from fastsn.problem import (
 )
 from fastsn.reference import inner, reciprocal, sigma_gradient
 
-__all__ = ["spectral_normalize", "spectral_normalize_backward"]
+__all__ = ["spectral_normalize", "spectral_normalize_", "spectral_normalize_backward"]
 
 library: Any = torch.library.Library("fastsn", "DEF")
 library.define(
@@ -65,17 +65,22 @@ def _forward(
     eps: float,
     out_dtype: torch.dtype | None,
     backend: str,
+    store: bool = False,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    chosen = select_backend(backend, weights[0].device, weights[0].dtype, out_dtype)
-    laid_out, new_dims = weights, dims
+    """The op's kernel; with ``store`` the new vectors go into ``us`` and ``vs`` as well."""
+    first = weights[0]
+    chosen = select_backend(backend, first.device, first.dtype, out_dtype)
+    laid_out, new_dims, given_us, given_vs = weights, dims, us, vs
     if chosen.any_layout:
         _check_vectors(weights, us, vs, dims, kinds)
     else:  # compiled kernels check their arguments themselves
         laid_out, new_dims = native_layouts(weights, dims, kinds)
-        us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+        if not all(vector.is_contiguous() for vector in (*us, *vs)):
+            us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
         scale_tensor = contiguous(scale_tensor)
-    with _no_autocast(weights[0].device):
-        results, *rest = chosen.forward(
+    in_kernel = store and chosen.stores_vectors and us is given_us
+    with _no_autocast(first.device):
+        results, sigmas, vectors, view_stats = chosen.forward(
             laid_out,
             us,
             vs,
@@ -86,8 +91,19 @@ def _forward(
             n_power_iterations,
             eps,
             out_dtype,
+            *((in_kernel,) if chosen.stores_vectors else ()),
         )
-    return restore_layouts(results, weights, laid_out, dims, new_dims), *rest
+    if in_kernel:
+        torch.autograd.graph.increment_version((*us, *vs))
+    elif store:
+        _store_vectors(vectors, given_us, given_vs)
+    return restore_layouts(results, weights, laid_out, dims, new_dims), sigmas, vectors, view_stats
+
+
+def _store_vectors(vectors: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
+    sizes = [vector.numel() for pair in zip(us, vs, strict=True) for vector in pair]
+    parts = vectors.split(sizes)
+    torch._foreach_copy_([*us, *vs], [*parts[0::2], *parts[1::2]])
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -384,19 +400,35 @@ def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> A
             return op(*args)
         if torch._C._are_functorch_transforms_active():
             return transformed(*args)
-        # With no autograd and nobody watching, the way through the dispatcher has no purpose.
-        plain = not torch.is_grad_enabled() and torch._C._len_torch_dispatch_stack() == 0
-        if plain and all(type(tensor) in _PLAIN for tensor in args[0]):
-            return kernel(*args)
-        return op(*args)
+        return kernel(*args) if _unwatched(args[0]) else op(*args)
 
     transformed = transformable(call, context, gradient)
     return call
 
 
+def _unwatched(tensors: Sequence[Tensor]) -> bool:
+    """With no autograd and no mode or subclass the way through the dispatcher has no purpose."""
+    if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() != 0:
+        return False
+    return all(type(tensor) in _PLAIN for tensor in tensors)
+
+
 spectral_normalize = _define(
     "spectral_normalize", _forward, _fake_forward, _forward_context, _forward_gradient
 )
+
+
+def spectral_normalize_(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """:func:`spectral_normalize`, and the new vectors replace ``us`` and ``vs``, in place."""
+    plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    if plain and _unwatched(args[0]):
+        return _forward(*args, store=True)
+    results = spectral_normalize(*args)
+    with torch.no_grad():
+        _store_vectors(results[2], args[1], args[2])
+    return results
+
+
 spectral_normalize_backward = _define(
     "spectral_normalize_backward",
     _backward,

@@ -21,7 +21,7 @@ from fastsn.compute import compute
 from fastsn.engine import normalize
 from fastsn.functional import normalize_dim
 from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, views_of
-from fastsn.serialization import make_picklable, parametrizations_of
+from fastsn.serialization import adapt_class, parametrizations_of
 from fastsn.step import Record, new_handle, weight_key
 
 __all__ = ["SpectralNorm", "spectral_norm"]
@@ -128,6 +128,13 @@ class SpectralNorm(nn.Module):
         if self._shared is not None:
             return self._shared
         return normalize([self], [weight])[0]
+
+    def share(self, weight_sn: Tensor | None) -> None:
+        """Hands out ``weight_sn`` at every access of the weight, until called with None."""
+        if torch.compiler.is_compiling():
+            self._shared = weight_sn
+        else:  # Module's own way looks through parameters, buffers and modules first
+            self.__dict__["_shared"] = weight_sn
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
@@ -255,7 +262,7 @@ def register(
 
 def adopt(module: nn.Module, name: str, norm: SpectralNorm) -> None:
     """What a layer needs beside its :class:`SpectralNorm`: pickling, checkpoints, tied weights."""
-    make_picklable(module)
+    adapt_class(module)
     install_load_hook(module)
     _owners[id(parametrizations_of(module)[name].original)] = weakref.ref(module), name
 

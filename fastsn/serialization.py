@@ -1,4 +1,4 @@
-"""Parametrized modules: pickle, ``torch.save(module)`` and ``copy.copy`` for parametrized modules.
+"""The classes of parametrized modules: pickling, copying, and a short way to a shared weight.
 
 torch gives a parametrized module a class of its own, made on the fly, that refuses to be pickled.
 Here it is pickled as its original class and the names of its parametrized tensors, from which the
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["make_picklable", "own_class", "parametrizations_of"]
+__all__ = ["adapt_class", "own_class", "parametrizations_of"]
 
 
 def parametrizations_of(module: nn.Module) -> dict[str, Any]:
@@ -22,9 +22,33 @@ def parametrizations_of(module: nn.Module) -> dict[str, Any]:
     return dict(held.items()) if parametrize.is_parametrized(module) else {}
 
 
-def make_picklable(module: nn.Module) -> None:
-    """Lets a parametrized ``module`` be pickled and copied, if its parametrizations can be."""
-    type(module).__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
+def adapt_class(module: nn.Module) -> None:
+    """Lets a parametrized ``module`` be pickled and copied, if its parametrizations can be, and
+    read what a group has computed for it without a call of its parametrizations.
+    """
+    cls = type(module)
+    cls.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
+    for name in parametrizations_of(module):
+        through_torch = getattr(cls, name)
+        if not isinstance(through_torch, _SharedFirst):
+            setattr(cls, name, _SharedFirst(name, through_torch))
+
+
+class _SharedFirst(property):
+    """The property of a parametrized tensor: what a group shares, if that is all there is to it."""
+
+    def __init__(self, name: str, through_torch: property) -> None:
+        read_through_torch: Any = through_torch.fget
+
+        def read(module: Any) -> Any:
+            norms = module._modules["parametrizations"]._modules[name]._modules
+            if len(norms) == 1:
+                shared = getattr(norms["0"], "_shared", None)
+                if shared is not None:
+                    return shared
+            return read_through_torch(module)
+
+        super().__init__(read, through_torch.fset)
 
 
 def own_class(module: nn.Module) -> None:
@@ -54,5 +78,5 @@ def _remake(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
         # Placeholders: unpickling replaces all of the module's state, the class's properties stay.
         module.register_buffer(name, torch.empty(0))
         parametrize.register_parametrization(module, name, nn.Identity(), unsafe=True)
-    make_picklable(module)
+    adapt_class(module)
     return module

@@ -71,7 +71,7 @@ def normalize_step(
                 key = norm._weight_key, _scale_key(norm), out_dtype
                 norm._record = Record(key, capturing, source, index)
     flat = _gather([norm._record for norm in norms if norm._record is not None])
-    return attach(flat, norms, weights)
+    return attach(flat, norms, weights, again=True)
 
 
 def _transformed(

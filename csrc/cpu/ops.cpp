@@ -29,12 +29,25 @@ R* data(const Tensor& tensor) {
   return static_cast<R*>(tensor.mutable_data_ptr());
 }
 
+// The new vectors, per view u, then v, into those that were given.
+template <typename R>
+void store_vectors(const R* vector, const Tensors& us, const Tensors& vs) {
+  for (size_t j = 0; j < us.size(); ++j) {
+    for (const Tensor* given : {&us[j], &vs[j]}) {
+      const DType dtype = to_dtype(given->scalar_type(), {"us"});
+      kernels<R>().convert_to(vector, given->numel(), given->mutable_data_ptr(), dtype);
+      vector += given->numel();
+    }
+  }
+}
+
 template <typename R>
 std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(const Tensors& weights, const Tensors& us,
                                                         const Tensors& vs,
                                                         const std::vector<int64_t>& kinds,
                                                         const Settings& settings, int64_t n,
-                                                        double eps, DType dtype, DType out_dtype) {
+                                                        double eps, DType dtype, DType out_dtype,
+                                                        bool store) {
   const size_t k = weights.size();
   int64_t vector_elements = 0;
   for (size_t j = 0; j < us.size(); ++j) vector_elements += us[j].numel() + vs[j].numel();
@@ -69,13 +82,14 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(const Tensors& weights, 
     view += count;
   }
   run_jobs(std::move(jobs), total_elements(weights));
+  if (store) store_vectors(data<R>(vectors), us, vs);
   return {weights_sn, sigmas, vectors, view_stats};
 }
 
 std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype) {
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors) {
   const Settings settings = check_settings(weights, "weights", dims, kinds, scales, scale_tensor);
   check_length({"us"}, us.size(), settings.view_count);
   check_length({"vs"}, vs.size(), settings.view_count);
@@ -95,7 +109,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
   const DType dtype = to_dtype(weights[0].scalar_type(), {"weights", 0});
   const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, {"out_dtype"}) : dtype;
   const auto run = dtype == DType::kDouble ? run_forward<double> : run_forward<float>;
-  return run(weights, us, vs, kinds, settings, n_power_iterations, eps, dtype, out);
+  return run(weights, us, vs, kinds, settings, n_power_iterations, eps, dtype, out, store_vectors);
 }
 
 template <typename R>
@@ -203,10 +217,9 @@ void set_simd_level(std::string name) {
 
 STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
   m.def(
-      "forward(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, float[] "
-      "scales, "
-      "Tensor? scale_tensor, int n_power_iterations, float eps, ScalarType? out_dtype) "
-      "-> (Tensor[], Tensor, Tensor, Tensor)");
+      "forward(Tensor[] weights, Tensor(a!)[] us, Tensor(b!)[] vs, int[] dims, int[] kinds, "
+      "float[] scales, Tensor? scale_tensor, int n_power_iterations, float eps, "
+      "ScalarType? out_dtype, bool store_vectors) -> (Tensor[], Tensor, Tensor, Tensor)");
   m.def(
       "backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
       "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "

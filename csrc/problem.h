@@ -18,8 +18,6 @@ enum Kind : int64_t {
   kSNVFirst = 2,  // SN in the order of torch's old hook: v <- n(M^T u), then u <- n(M v)
 };
 
-constexpr int kMaxRank = 8;
-
 // The weight's memory, in order, is a dense array [outer, rows, inner] and
 //   M[r, m] = memory[o, r, i]   with   m = o * inner + i   (the column in memory order).
 // torch orders the columns of an unfolding by the remaining dimensions as they are numbered. That
@@ -45,6 +43,9 @@ struct Views {
 namespace detail {
 
 inline bool is_contiguous(const int64_t* sizes, const int64_t* strides, int rank) {
+  for (int d = 0; d < rank; ++d) {
+    if (sizes[d] == 0) return true;
+  }
   int64_t expected = 1;
   for (int d = rank - 1; d >= 0; --d) {
     if (sizes[d] != 1 && strides[d] != expected) return false;
@@ -83,7 +84,7 @@ inline Views make_views(const int64_t* sizes, const int64_t* strides, int rank, 
   const bool contiguous = detail::is_contiguous(sizes, strides, rank);
   const bool channels_last = !contiguous && detail::is_channels_last(sizes, strides, rank);
   Views views{0, {}};
-  if (rank < 2 || rank > kMaxRank || dim < 0 || dim >= rank) return views;
+  if (rank < 2 || dim < 0 || dim >= rank) return views;
   if (kind == kSNVFirst) {
     if (!contiguous || dim != 0) return views;
     const View row = detail::contiguous_view(sizes, rank, 0);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ def spectral_normalize(
 
     Raises:
         ValueError: list lengths, vector sizes, rank, eps or iterations out of range.
-        TypeError: integer weights, or weights of different dtypes.
+        TypeError: integer weights, weights of different dtypes; vectors, ``scale`` or ``out_dtype``
+            that are integer, or complex beside real weights.
         IndexError: a dimension out of range.
         RuntimeError: the requested backend cannot serve the call, with the reasons.
 
@@ -83,8 +85,8 @@ def spectral_normalize(
             "Expected n_power_iterations to be non-negative, but "
             f"got n_power_iterations={n_power_iterations}"
         )
-    if not eps >= 0:
-        raise ValueError(f"Expected eps to be non-negative, but got eps={eps}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"Expected eps to be non-negative and finite, but got eps={eps}")
     both = [bidirectional] * k if isinstance(bidirectional, bool) else list(bidirectional)
     dims = [0] * k if dims is None else list(dims)
     for name, values in (("dims", dims), ("bidirectional", both)):
@@ -109,6 +111,10 @@ def spectral_normalize(
             raise ValueError(
                 f"expected {name} of shapes {[(size,) for size in sizes]}, got {shapes}"
             )
+        for j, vector in enumerate(given):
+            _check_kind(f"{name}[{j}]", vector.dtype, weights[0].dtype)
+    if out_dtype is not None:
+        _check_kind("out_dtype", out_dtype, weights[0].dtype)
     scales, scale_tensor = _scales(scale, k)
     result, sigmas, vectors, _ = _op(
         list(weights),
@@ -154,8 +160,19 @@ def _check_weight(i: int, weight: Tensor, first: Tensor) -> None:
         )
 
 
+def _check_kind(name: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """Real beside real weights, complex beside complex ones."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"expected {name} to be floating or complex, got {dtype}")
+    if dtype.is_complex != weight_dtype.is_complex:
+        kind = "complex" if weight_dtype.is_complex else "real"
+        raise TypeError(f"expected {name} to be {kind} as the weights are, got {dtype}")
+
+
 def _scales(scale: float | Tensor | Sequence[float], k: int) -> tuple[list[float], Tensor | None]:
     if isinstance(scale, Tensor):
+        if not scale.is_floating_point():
+            raise TypeError(f"expected scale to be floating, got {scale.dtype}")
         if scale.ndim > 1 or (scale.ndim == 1 and len(scale) != k):
             raise ValueError(f"expected scale of shape () or ({k},), got {tuple(scale.shape)}")
         return [1.0] * k, scale.expand(k) if scale.ndim == 0 else scale

@@ -30,14 +30,13 @@ class View(NamedTuple):
 def views_of(shape: Sequence[int], dim: int, kind: int) -> list[View]:
     """Unfoldings of a weight of ``shape``, in the order in which their vectors are listed."""
     dims = (dim, 1 - dim) if kind == BSN else (dim,)
-    numel = 1
-    for size in shape:
-        numel *= size
-    empty_cols = 0 if numel == 0 else 1
-    return [
-        View(d, shape[d], numel // shape[d] if shape[d] else empty_cols, 1.0 / len(dims))
-        for d in dims
-    ]
+    views = []
+    for d in dims:
+        cols = 1
+        for e, size in enumerate(shape):
+            cols *= 1 if e == d else size
+        views.append(View(d, shape[d], cols, 1.0 / len(dims)))
+    return views
 
 
 def group_views(

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
+import fastsn
+from fastsn.backend import explain
+
 #: The backends, and two ways to test the CUDA sources without a GPU: compiled for the host and run,
 #: and compiled by nvcc but not run.
 REQUIRABLE = ("reference", "cpu", "triton", "cuda", "cuda-host", "nvcc")
@@ -41,6 +44,14 @@ def require_backend(name: str, reasons: Sequence[str]) -> None:
 @pytest.fixture(name="require_backend")
 def _require_backend() -> Callable[[str, Sequence[str]], None]:
     return require_backend
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on each backend that serves CPU tensors as they are."""
+    require_backend(request.param, explain(torch.device("cpu"))[request.param])
+    with fastsn.use_backend(request.param):
+        yield request.param
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -27,15 +27,6 @@ KERNEL_SIZES = [1, 1, 2, 3, 3, 4, 5, 7]
 FLOOR = {torch.float64: 16.0}
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
-
-
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
     """These weights are too small to share out: more threads would mostly wait for each other."""

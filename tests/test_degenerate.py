@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-
 import oracle
 import pytest
 import torch
@@ -21,16 +19,6 @@ from cases import (
 from torch import Tensor, nn
 
 import fastsn
-from fastsn.backend import explain
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
@@ -189,3 +177,31 @@ def test_very_large_and_very_small_weights(
         assert_near(result.sigmas[i], expected.sigma, 2e-5, "sigma")
         grad_weight, _ = oracle.gradients(wide(weight), expected, wide(grads[i]), **options)
         assert_near(weight.grad, grad_weight, 1e-4, "grad W")
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 4, 3), (5, 0, 3), (0, 0)])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_empty_weight_has_torch_buffers_and_an_empty_result(
+    backend: str, shape: tuple[int, ...], bidirectional: bool
+) -> None:
+    ours, theirs = nn.Module(), nn.Module()
+    for module in (ours, theirs):
+        module.register_parameter("weight", nn.Parameter(torch.empty(shape)))
+    fastsn.spectral_norm(ours, bidirectional=bidirectional)
+    torch.nn.utils.parametrizations.spectral_norm(theirs)
+    for name, vector in theirs.parametrizations.weight[0]._buffers.items():
+        assert ours.parametrizations.weight[0]._buffers[name].shape == vector.shape
+    assert ours.weight.shape == shape
+    ours.weight.sum().backward()
+    assert ours.parametrizations.weight.original.grad.shape == shape
+
+
+def test_weight_of_many_dimensions(backend: str) -> None:
+    """More than any convolution has: the kernels know unfoldings, not ranks."""
+    weight = torch.randn(2, 3, 1, 2, 1, 2, 1, 1, 2, 1, 2, dtype=torch.float64)
+    flat = weight.reshape(2, 3, 16)
+    u = [torch.randn(n, dtype=torch.float64) for n in (2, 3)]
+    v = [torch.randn(n, dtype=torch.float64) for n in (48, 32)]
+    deep = fastsn.functional.spectral_normalize([weight], u, v, bidirectional=True)
+    shallow = fastsn.functional.spectral_normalize([flat], u, v, bidirectional=True)
+    assert torch.equal(deep.weights[0].reshape(flat.shape), shallow.weights[0])

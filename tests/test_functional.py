@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import oracle
@@ -12,18 +11,7 @@ import torch
 from cases import assert_near, plain, same_bits, wide, wide_pairs
 from torch import Tensor
 
-import fastsn
-from fastsn.backend import explain
 from fastsn.functional import spectral_normalize
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
 
 
 def arguments(
@@ -99,8 +87,21 @@ def bad(name: str, value: Any, error: type[Exception], message: str) -> Any:
     [
         bad("n_power_iterations", -1, ValueError,
             "Expected n_power_iterations to be non-negative, but got n_power_iterations=-1"),
-        bad("eps", -1e-3, ValueError, "Expected eps to be non-negative, but got eps=-0.001"),
-        bad("eps", float("nan"), ValueError, "Expected eps to be non-negative, but got eps=nan"),
+        bad("eps", -1e-3, ValueError,
+            "Expected eps to be non-negative and finite, but got eps=-0.001"),
+        bad("eps", float("nan"), ValueError,
+            "Expected eps to be non-negative and finite, but got eps=nan"),
+        bad("eps", float("inf"), ValueError,
+            "Expected eps to be non-negative and finite, but got eps=inf"),
+        bad("out_dtype", torch.int32, TypeError,
+            "expected out_dtype to be floating or complex, got torch.int32"),
+        bad("out_dtype", torch.complex64, TypeError,
+            "expected out_dtype to be real as the weights are, got torch.complex64"),
+        bad("scale", torch.tensor(2), TypeError, "expected scale to be floating, got torch.int64"),
+        bad("us", [torch.ones(5), torch.ones(6), torch.ones(3).int(), torch.ones(2)], TypeError,
+            "expected us[2] to be floating or complex, got torch.int32"),
+        bad("vs", [torch.ones(4), torch.ones(12), torch.ones(24), torch.ones(7).cfloat()],
+            TypeError, "expected vs[3] to be real as the weights are, got torch.complex64"),
         bad("dims", [0, 1], ValueError, "expected dims to have 3 entries, got 2"),
         bad("bidirectional", [True], ValueError, "expected bidirectional to have 3 entries, got 1"),
         bad("dims", [0, 1, 2], IndexError,

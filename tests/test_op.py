@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import oracle
@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsn
 import fastsn.op
-from fastsn.backend import explain
 
 OPCHECKS = (
     "test_schema",
@@ -24,15 +23,6 @@ OPCHECKS = (
 )
 FORWARD = torch.ops.fastsn.spectral_normalize.default
 BACKWARD = torch.ops.fastsn.spectral_normalize_backward.default
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastsn
-from fastsn.backend import explain
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -52,15 +51,6 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], list[Any], dict[str, Any]]] = {
     "bias_dim_-1": (lambda: nn.Linear(7, 5), [(3, 7)], {"name": "bias", "dim": -1}),
     "large_eps": (lambda: nn.Linear(7, 5), [(3, 7)], {"eps": 1e-3}),
 }  # fmt: skip
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
 
 
 @pytest.fixture(autouse=True)

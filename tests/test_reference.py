@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import oracle
@@ -12,17 +12,6 @@ import torch.nn.functional as F
 from cases import KINDS, assert_near, call, call_group, make_group, random_pairs, wide, wide_pairs
 
 import fastsn
-from fastsn.backend import explain
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
-
 
 # The oracle itself
 

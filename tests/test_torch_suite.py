@@ -7,7 +7,7 @@ and without ``torch.__future__.set_swap_module_params_on_conversion``, as PyTorc
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,16 +18,8 @@ from torch.autograd import gradcheck
 from torch.nn.utils import parametrize
 
 import fastsn
-from fastsn.backend import explain
 
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(
-    request: pytest.FixtureRequest, require_backend: Callable[[str, Sequence[str]], None]
-) -> Iterator[str]:
-    require_backend(request.param, explain(torch.device("cpu"))[request.param])
-    with fastsn.use_backend(request.param):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.fixture(params=[False, True], ids=["", "swap"], autouse=True)

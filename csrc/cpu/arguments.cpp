@@ -78,8 +78,8 @@ Settings check_settings(const std::vector<Tensor>& weights, const char* name,
                     torch::headeronly::toString(dtype), " as ", Name{name, 0}, ", got ",
                     torch::headeronly::toString(weight.scalar_type()));
     const int64_t rank = weight.dim();
-    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", own, " to have 2 to ",
-                    kMaxRank, " dimensions, got ", rank);
+    STD_TORCH_CHECK(rank >= 2, "fastsn: expected ", own, " to have 2 or more dimensions, got ",
+                    rank);
     STD_TORCH_CHECK(dims[i] >= 0 && dims[i] < rank, "fastsn: expected dims[", i,
                     "] to be from 0 to ", rank - 1, ", got ", dims[i]);
     STD_TORCH_CHECK(kinds[i] >= kSN && kinds[i] <= kSNVFirst, "fastsn: expected kinds[", i,

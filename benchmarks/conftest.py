@@ -77,13 +77,20 @@ def promise(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Notes what was promised and measured, for the summary and the file, then asserts it."""
 
     def note(
-        text: str, measured: float, *, at_least: float | None = None, at_most: float | None = None
+        text: str,
+        measured: float,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        limit: float | None = None,
     ) -> None:
         kept = (at_least is None or measured >= at_least) and (
             at_most is None or measured <= at_most
         )
         bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
         entry = {"text": text, "bound": bound, "measured": round(measured, 3), "kept": kept}
+        if limit is not None:
+            entry["limit"] = round(limit, 3)
         request.config.stash[GATES].append(entry)
         assert kept, f"{text}: expected {bound}, got {measured:.3f}"
 
@@ -96,9 +103,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         width = max(len(gate["text"]) for gate in gates)
         for gate in gates:
             verdict = "" if gate["kept"] else "  NOT KEPT"
-            terminalreporter.write_line(
-                f"{gate['text']:<{width}}  {gate['bound']:>8}  {gate['measured']:8.3f}{verdict}"
-            )
+            limit = f"  (memory allows {gate['limit']:.1f})" if "limit" in gate else ""
+            measured = f"{gate['bound']:>8}  {gate['measured']:8.3f}"
+            terminalreporter.write_line(f"{gate['text']:<{width}}  {measured}{limit}{verdict}")
         share = config.stash[OTHERS]()
         advice = "; measure again on a quiet machine" if share > QUIET else ""
         terminalreporter.write_line(f"other processes used {share:.0%} of the CPU time{advice}")

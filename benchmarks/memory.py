@@ -59,7 +59,7 @@ def _main(contender: str, workload: str) -> None:
     torch.set_num_threads(2)
     case = make_case(workload)
     weights = Weights(case.model)
-    read, originals, _ = CONTENDERS[contender].install(weights, case)
+    read, originals, *_ = CONTENDERS[contender].install(weights, case)
     # the first call also loads code and starts threads
     torch.autograd.grad(read(), originals, case.grads)
 

@@ -67,6 +67,7 @@ class Installed(NamedTuple):
     read: Callable[[], list[Tensor]]  # normalizes all weights once
     originals: list[Tensor]  # the parameters behind them
     context: Callable[[], AbstractContextManager[object]]  # around every call
+    backward: Callable[[], list[Tensor]] | None = None  # in place of autograd
 
 
 class Result(NamedTuple):
@@ -84,7 +85,7 @@ class Contender:
     """One implementation."""
 
     title: str
-    method: str  # "sn", "bsn", or "copy" for the yardstick, which only halves the weights
+    method: str  # "sn", "bsn", or "copy" for the yardsticks, which only halve the weights
     install: Install
     modes: tuple[str, ...]
     v_first: bool = False
@@ -189,6 +190,26 @@ def _copy(weights: Weights, case: Case) -> Installed:
     return Installed(read, [flat], nullcontext)
 
 
+def _traffic(weights: Weights, case: Case) -> Installed:
+    """The passes over memory that no SN can do without, where the weights do not fit in cache.
+
+    Forward: sigma needs all of W before W_sn can be written. Backward: <G, W_sn> likewise.
+    """
+    flat = torch.cat([weight.flatten() for weight in case.weights])
+    grad = torch.cat([grad.flatten() for grad in case.grads])
+    out, grad_out = torch.empty_like(flat), torch.empty_like(flat)
+
+    def read() -> list[Tensor]:
+        torch.dot(flat, flat)
+        return [torch.mul(flat, 0.5, out=out)]
+
+    def backward() -> list[Tensor]:
+        torch.dot(grad, out)
+        return [torch.mul(grad, 0.5, out=grad_out)]
+
+    return Installed(read, [flat], nullcontext, backward)
+
+
 def _originals(weights: Weights) -> list[Tensor]:
     return [layer.parametrizations.weight.original for layer in weights.layers]
 
@@ -228,6 +249,7 @@ CONTENDERS = {
         "fastsn, reference backend", "bsn", partial(_bsn, backend="reference"), ONCE
     ),
     "copy": Contender("one torch.mul(..., out=)", "copy", _copy, ("forward",)),
+    "traffic": Contender("least memory traffic of SN", "copy", _traffic, ONCE[:2]),
 }  # fmt: skip
 
 
@@ -241,7 +263,7 @@ def make_run(name: str, case: Case, mode_name: str) -> Callable[[], Result]:
     if mode_name not in contender.modes:
         raise ValueError(f"expected a mode in {contender.modes} for {name!r}, got {mode_name!r}")
     weights = Weights(copy.deepcopy(case.model))
-    read, originals, context = contender.install(weights, case)
+    read, originals, context, backward = contender.install(weights, case)
     weights.train(mode.training)
 
     def train() -> Result:
@@ -253,6 +275,8 @@ def make_run(name: str, case: Case, mode_name: str) -> Callable[[], Result]:
                 weights_sn = read()
         if not mode.backward:
             return Result(weights_sn, None)
+        if backward is not None:
+            return Result(weights_sn, backward())
         return Result(weights_sn, list(torch.autograd.grad(weights_sn, originals, case.grads)))
 
     def evaluate() -> Result:
@@ -273,8 +297,14 @@ def check(name: str, case: Case, mode_name: str, first: Result) -> float:
     contender, mode = CONTENDERS[name], MODES[mode_name]
     iterations = int(mode.training) * (1 if contender.shares else mode.forwards)
     if contender.method == "copy":
-        exact = torch.cat([weight.flatten() for weight in case.weights]).double().cpu() / 2
-        return _gate(name, mode_name, [relative_error(first.weights_sn[0], exact)])
+        pairs_of = [(first.weights_sn[0], case.weights)]
+        if first.grads is not None:
+            pairs_of.append((first.grads[0], case.grads))
+        halves = [
+            relative_error(half, torch.cat([t.flatten() for t in whole]).double().cpu() / 2)
+            for half, whole in pairs_of
+        ]
+        return _gate(name, mode_name, halves)
     errors = []
     for i, (weight, pairs, grad) in enumerate(
         zip(case.weights, case.vectors, case.grads, strict=True)

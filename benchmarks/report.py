@@ -60,10 +60,11 @@ def _result(result: dict[str, Any]) -> Iterator[str]:
                 gate["text"],
                 gate["bound"],
                 f"{gate['measured']:.2f}{'' if gate['kept'] else ' (not kept)'}",
+                f"{gate['limit']:.1f}" if "limit" in gate else "",
             ]
             for gate in gates
         ]
-        yield _markdown(["", "promised", "measured"], rows)
+        yield _markdown(["", "promised", "measured", "this machine's memory allows"], rows)
 
 
 def _workload(workload: str, entries: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -21,7 +21,11 @@ from benchmarks.workloads import WORKLOADS, Case
 from fastsn.backend import select_backend
 
 #: Who each method is compared with.
-AGAINST = {"sn": ("torch", "copy"), "bsn": ("plain-bsn", "torch", "copy"), "copy": ()}
+AGAINST = {
+    "sn": ("torch", "copy", "traffic"),
+    "bsn": ("plain-bsn", "torch", "copy", "traffic"),
+    "copy": (),
+}
 
 #: Seconds of one benchmark, about.
 BUDGET = 1.0

@@ -422,7 +422,7 @@ def spectral_normalize_(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tenso
     """:func:`spectral_normalize`, and the new vectors replace ``us`` and ``vs``, in place."""
     plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
     if plain and _unwatched(args[0]):
-        return _forward(*args, store=True)
+        return _forward(*args, True)
     results = spectral_normalize(*args)
     with torch.no_grad():
         _store_vectors(results[2], args[1], args[2])

@@ -54,6 +54,7 @@ class SpectralNorm(nn.Module):
     eps: float
     update: str
     scale: float | Tensor
+    _shared: Tensor | None
     _record: Record | None
     _weight_key: Any
 
@@ -144,7 +145,7 @@ class SpectralNorm(nn.Module):
 
     def _forget(self) -> None:
         """State that belongs to this process and moment: never copied, pickled or compared."""
-        self._shared: Tensor | None = None
+        self._shared = None
         self._record = None
         self._weight_key = None
         self._synchronized = False

@@ -103,53 +103,62 @@ void divide_to(const void* from, DType in, void* to, DType out, int64_t n, R div
 }
 
 template <typename R>
-FASTSN_INLINE double product_block(const R* x, const R* y, int64_t n) {
+FASTSN_INLINE void add_product(const R* x, const R* y, int64_t n, F64& sum, double& rest) {
   constexpr int L = lanes<R>;
   Vec<R> a{}, b{};
   int64_t j = 0;
   for (; j + 2 * L <= n; j += 2 * L) {
+    prefetch(x + j);
+    prefetch(y + j);
     a += load(x + j) * load(y + j);
     b += load(x + j + L) * load(y + j + L);
   }
-  double rest = 0;
   for (; j < n; ++j) rest += double(x[j]) * double(y[j]);
   R sums[2 * L];
   store(sums, a);
   store(sums + L, b);
-  for (int i = 0; i < 2 * L; ++i) rest += double(sums[i]);
-  return rest;
+  for (int i = 0; i < 2 * L; i += kDoubles) sum += Wide<R>::load(sums + i);
 }
 
 template <typename R>
 double inner_product_of(const void* x, const void* y, DType dtype, int64_t n) {
-  double sum = 0;
+  F64 sum{};
+  double rest = 0;
   alignas(64) R blocks[2][kBlock];
   for (int64_t j = 0; j < n; j += kBlock) {
     const int64_t m = n - j < kBlock ? n - j : kBlock;
     const void* at[2] = {static_cast<const char*>(x) + j * size_of(dtype),
                          static_cast<const char*>(y) + j * size_of(dtype)};
     if (dtype == dtype_of<R>) {
-      sum += product_block(static_cast<const R*>(at[0]), static_cast<const R*>(at[1]), m);
+      add_product(static_cast<const R*>(at[0]), static_cast<const R*>(at[1]), m, sum, rest);
       continue;
     }
     convert_from(at[0], dtype, m, blocks[0]);
     convert_from(at[1], dtype, m, blocks[1]);
-    sum += product_block(blocks[0], blocks[1], m);
+    add_product(blocks[0], blocks[1], m, sum, rest);
   }
-  return sum;
+  return sum_lanes<double>(sum) + rest;
 }
 
 template <typename R>
 void combine(const R* g, int64_t n, R a, R b, const R* v, R* to) {
   int64_t j = 0;
-  for (; j + lanes<R> <= n; j += lanes<R>) store(to + j, a * load(g + j) - b * load(v + j));
+  for (; j + lanes<R> <= n; j += lanes<R>) {
+    prefetch(g + j);
+    prefetch_to_write(to + j);
+    store(to + j, a * load(g + j) - b * load(v + j));
+  }
   for (; j < n; ++j) to[j] = a * g[j] - b * v[j];
 }
 
 template <typename R>
 void scale_to(const R* g, int64_t n, R a, R* to) {
   int64_t j = 0;
-  for (; j + lanes<R> <= n; j += lanes<R>) store(to + j, a * load(g + j));
+  for (; j + lanes<R> <= n; j += lanes<R>) {
+    prefetch(g + j);
+    prefetch_to_write(to + j);
+    store(to + j, a * load(g + j));
+  }
   for (; j < n; ++j) to[j] = a * g[j];
 }
 

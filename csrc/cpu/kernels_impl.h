@@ -131,6 +131,7 @@ FASTSN_INLINE void add_to_pattern(const R* w, const R* s, int64_t n, Pattern<R>&
   int64_t j = 0;
   for (; j + pattern.size <= n; j += pattern.size) {
     for (int64_t k = 0; k < pattern.size; k += L) {
+      prefetch(w + j + k);
       store(sums + k, load(sums + k) + load(w + j + k) * load(s + j + k));
     }
   }

@@ -26,6 +26,7 @@ LAYERS = (
     {"layout", "reference", "native", "triton_plan", "triton_forward", "triton_gradients"},
     {"triton_backend"},
     {"backend"},
+    {"kernels"},
     {"op"},
     {"functional", "distributed", "serialization"},
     {"compute", "checkpoint"},

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsn
@@ -20,6 +24,7 @@ from benchmarks import memory
 from benchmarks.peers import MODES, Weights, check, make_run
 from benchmarks.timing import side_by_side, threads
 from benchmarks.workloads import WORKLOADS, Case, cnn_discriminator, make_case
+from fastsn.backend import select_backend
 
 CPU = torch.device("cpu")
 
@@ -119,6 +124,64 @@ def test_step_forwards_share_one_pass(cnn: Case, promise: Callable[..., None]) -
     ratio = (medians["three"] - 2 * medians["attach"]) / medians["one"]
     attach = f"2 x {medians['attach'] * 1e6:.0f} us"
     promise(f'update="step": (3 forwards - {attach}) / 1 forward', ratio, at_most=1.15)
+
+
+class _GivenGradients(torch.autograd.Function):
+    """A loss of some weights whose gradients are known: what a network is to the library."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.grads = grads
+        return weights[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, *ctx.grads
+
+
+def test_host_cost_of_a_group(promise: Callable[..., None], monkeypatch: Any) -> None:
+    """All that is not a kernel, on any device: forward and backward of 8 weights, kernels stubbed.
+
+    Against forwards of torch's spectral norm of one small layer. What the same loss costs without
+    any normalization is taken off.
+    """
+    weights, _ = _group(4)
+    originals = [layer.parametrizations.weight.original for layer in weights.layers]
+    grads = [torch.randn_like(original) for original in originals]
+    used = select_backend("", CPU, torch.float32, None)
+    stubs = {name: _replay(getattr(used, name)) for name in ("forward", "backward")}
+    monkeypatch.setitem(fastsn.backend.BACKENDS, used.name, replace(used, **stubs))
+    fastsn.backend.forget_choices()
+    layer = parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))
+
+    def run(read: Callable[[], list[Tensor]]) -> object:
+        return torch.autograd.grad(_GivenGradients.apply(grads, *read()), originals)
+
+    runs = {
+        "group": partial(run, weights),
+        "none": partial(run, lambda: originals),
+        "torch": lambda: layer.weight,
+    }
+    try:
+        medians = side_by_side(runs, CPU, seconds=BUDGET)
+    finally:
+        monkeypatch.undo()
+        fastsn.backend.forget_choices()
+    ratio = (medians["group"] - medians["none"]) / medians["torch"]
+    promise("host cost: 8 weights, forward + backward / one forward of torch", ratio, at_most=2)
+
+
+def _replay(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel``, run at the first call only."""
+    results: list[Any] = []
+
+    def replay(*args: Any) -> Any:
+        if not results:
+            results.append(kernel(*args))
+        tensors, *rest = results[0]
+        return [tensor.detach() for tensor in tensors], *rest
+
+    return replay
 
 
 @pytest.mark.parametrize("name", ["fastsn", "fastsn-bsn"])

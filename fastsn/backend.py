@@ -152,6 +152,11 @@ def _select(
     )
 
 
+def forget_choices() -> None:
+    """Chooses anew from now on: after :data:`BACKENDS` or what a backend needs has changed."""
+    _select.cache_clear()
+
+
 def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
     """Reasons against each backend for such weights; an empty list means it can be used."""
     return {

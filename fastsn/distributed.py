@@ -20,7 +20,7 @@ class _Norm(Protocol):
     def vectors(self) -> list[tuple[Tensor, Tensor]]: ...
 
 
-__all__ = ["is_fsdp_module", "is_sharded", "share_vectors"]
+__all__ = ["is_fsdp_module", "is_sharded", "require_plain", "share_vectors"]
 
 
 def share_vectors(norms: Sequence[_Norm]) -> None:
@@ -53,6 +53,15 @@ def is_sharded(weight: Tensor) -> bool:
 
 
 _PLAIN = (nn.Parameter, Tensor)
+
+
+def require_plain(weight: Tensor) -> None:
+    """Raises for a weight that FSDP has not gathered."""
+    if is_sharded(weight):
+        raise RuntimeError(
+            "fastsn: expected a plain weight, got a sharded DTensor: read it inside the forward of "
+            "the module that FSDP gathers it for"
+        )
 
 
 def is_fsdp_module(module: nn.Module) -> bool:

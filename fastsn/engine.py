@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn.compute import attach, autocast_dtype, compute
-from fastsn.distributed import is_sharded, share_vectors
+from fastsn.distributed import share_vectors
 from fastsn.step import normalize_step, normalize_step_compiled
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> list[
         if not norm.views:
             results[i] = F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
             continue
-        if is_sharded(weight):
-            raise RuntimeError(
-                "fastsn: expected a plain weight, got a sharded DTensor: read it inside the "
-                "forward of the module that FSDP gathers it for"
-            )
         step = norm.training and norm.update == "step"
         iterations = norm.n_power_iterations if norm.training else 0
         out_dtype = autocast_dtype(weight) if autocast else None

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fastsn.checkpoint import prepare_load
 from fastsn.compute import compute
-from fastsn.distributed import is_fsdp_module, is_sharded
+from fastsn.distributed import is_fsdp_module, is_sharded, require_plain
 from fastsn.engine import normalize
-from fastsn.parametrization import SpectralNorm
+from fastsn.parametrization import SpectralNorm, share
 from fastsn.serialization import parametrizations_of
 
 __all__ = ["SpectralNormGroup"]
@@ -105,15 +105,13 @@ class SpectralNormGroup:
             except RuntimeError as error:
                 self._blame(error)
                 raise
-        for norm, weight_sn in zip(norms, weights_sn, strict=True):
-            norm.share(weight_sn)
+        share(norms, weights_sn)
         self._given = norms
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is not self.model:
             return
-        for norm in self._given:
-            norm.share(None)
+        share(self._given, [None] * len(self._given))
         self._given = []
 
     def _blame(self, error: RuntimeError) -> None:
@@ -203,6 +201,8 @@ class SpectralNormGroup:
         evaluation.
         """
         free = [member for member in self.members if member.norm._shared is None]
+        for member in free:
+            require_plain(member.weight)
         modes = [member.norm.training for member in free]
         try:
             for member in free:
@@ -215,12 +215,10 @@ class SpectralNormGroup:
             for member, mode in zip(free, modes, strict=True):
                 member.norm.training = mode
         try:
-            for member, weight_sn in zip(free, weights_sn, strict=True):
-                member.norm.share(weight_sn)
+            share([member.norm for member in free], weights_sn)
             yield
         finally:
-            for member in free:
-                member.norm.share(None)
+            share([member.norm for member in free], [None] * len(free))
 
     def refresh(self) -> None:
         """Looks for the normalized layers again, after some were added, removed or replaced."""

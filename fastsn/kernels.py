@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import is_
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ def forward(
         _check_vectors(weights, us, vs, dims, kinds)
     else:  # compiled kernels check their arguments themselves
         laid_out, new_dims = native_layouts(weights, dims, kinds)
-        if not all(vector.is_contiguous() for vector in (*us, *vs)):
-            us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+        us, vs = [*map(Tensor.contiguous, us)], [*map(Tensor.contiguous, vs)]
         scale_tensor = contiguous(scale_tensor)
-    in_kernel = store and chosen.stores_vectors and us is given_us
+    as_given = all(map(is_, us, given_us)) and all(map(is_, vs, given_vs))
+    in_kernel = store and chosen.stores_vectors and as_given
     with _no_autocast(first.device):
         results, sigmas, vectors, view_stats = chosen.forward(
             laid_out,

@@ -22,7 +22,7 @@ def native_layouts(
     """Weights compiled kernels can walk in place, copied where it must be, and their ``dims``."""
     laid_out, new_dims = list(weights), list(dims)
     for i, (weight, dim, kind) in enumerate(zip(weights, dims, kinds, strict=True)):
-        if native_layout(weight, dim, kind):
+        if (kind != SN_V_FIRST and weight.is_contiguous()) or native_layout(weight, dim, kind):
             continue
         if kind == SN_V_FIRST:
             weight, new_dims[i] = weight.movedim(dim, 0), 0

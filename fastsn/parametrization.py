@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from torch.nn.utils import parametrize
 
 from fastsn.checkpoint import install_load_hook
 from fastsn.compute import compute
+from fastsn.distributed import require_plain
 from fastsn.engine import normalize
 from fastsn.functional import normalize_dim
 from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, views_of
 from fastsn.serialization import adapt_class, parametrizations_of
 from fastsn.step import Record, new_handle, weight_key
 
-__all__ = ["SpectralNorm", "spectral_norm"]
+__all__ = ["SpectralNorm", "share", "spectral_norm"]
 
 _VECTOR_NAMES = (("_u", "_v"), ("_u_in", "_v_in"))
 
@@ -128,14 +130,8 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self._shared is not None:
             return self._shared
+        require_plain(weight)
         return normalize([self], [weight])[0]
-
-    def share(self, weight_sn: Tensor | None) -> None:
-        """Hands out ``weight_sn`` at every access of the weight, until called with None."""
-        if torch.compiler.is_compiling():
-            self._shared = weight_sn
-        else:  # Module's own way looks through parameters, buffers and modules first
-            self.__dict__["_shared"] = weight_sn
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
@@ -181,6 +177,16 @@ class SpectralNorm(nn.Module):
         return (
             f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
         )
+
+
+def share(norms: Sequence[SpectralNorm], weights_sn: Sequence[Tensor | None]) -> None:
+    """Hands out each of ``weights_sn`` at every access of its weight, until the next call."""
+    compiling = torch.compiler.is_compiling()
+    for norm, weight_sn in zip(norms, weights_sn, strict=True):
+        if compiling:
+            norm._shared = weight_sn
+        else:  # Module's own way looks through parameters, buffers and modules first
+            norm.__dict__["_shared"] = weight_sn
 
 
 def spectral_norm(

@@ -35,9 +35,9 @@ def normalize(dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.fixture(autouse=True)
 def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("FASTSN_BACKEND", raising=False)
-    choice._select.cache_clear()
+    choice.forget_choices()
     yield
-    choice._select.cache_clear()
+    choice.forget_choices()
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_refusal_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RuntimeError, match="  cpu: first; second$"):
             select("cpu")
         assert select("auto") == "reference"
-    choice._select.cache_clear()
+    choice.forget_choices()
     assert select("reference") == "reference"
 
 

@@ -9,15 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fastsn.checks import check_options, check_weight
 from fastsn.distributed import is_sharded
 from fastsn.group import SpectralNormGroup
-from fastsn.parametrization import (
-    SpectralNorm,
-    adopt,
-    check_options,
-    check_weight,
-    default_dim,
-)
+from fastsn.parametrization import SpectralNorm, adopt, default_dim
 from fastsn.problem import BSN, SN
 from fastsn.serialization import own_class, parametrizations_of
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.analysis.linear_map import ConvMap, Size, is_conv
+from fastsn.checks import check_options, check_weight
 from fastsn.compute import autocast_dtype
 from fastsn.distributed import share_vectors
-from fastsn.parametrization import check_options, check_weight
 from fastsn.problem import WARM_UP, accumulate_dtype
 from fastsn.serialization import adapt_class
 

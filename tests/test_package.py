@@ -29,7 +29,7 @@ LAYERS = (
     {"kernels"},
     {"op"},
     {"functional", "distributed", "serialization"},
-    {"compute", "checkpoint"},
+    {"compute", "checkpoint", "checks"},
     {"step"},
     {"engine"},
     {"parametrization"},

@@ -8,21 +8,18 @@ compares the first call of such a function with float64.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch import Tensor
 
-import fastsn
+from benchmarks import installs
 from benchmarks.exact import TOLERANCE, exact_normalize, relative_error
-from benchmarks.workloads import Case, normalized_layers
+from benchmarks.installs import Install, Weights
+from benchmarks.workloads import Case
 
 __all__ = ["CONTENDERS", "MODES", "Contender", "Mode", "Result", "Weights", "check", "make_run"]
 
@@ -50,34 +47,11 @@ ONCE = ("forward", "forward_backward", "evaluation")
 SHARED = ("three_forwards", "ten_evaluations")
 
 
-class Weights(nn.Module):
-    """A network's layers without the network: its forward reads all weights, as theirs would."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(normalized_layers(model))
-
-    def forward(self) -> list[Tensor]:
-        return [layer.weight for layer in self.layers]
-
-
-class Installed(NamedTuple):
-    """What a contender made of the layers."""
-
-    read: Callable[[], list[Tensor]]  # normalizes all weights once
-    originals: list[Tensor]  # the parameters behind them
-    context: Callable[[], AbstractContextManager[object]]  # around every call
-    backward: Callable[[], list[Tensor]] | None = None  # in place of autograd
-
-
 class Result(NamedTuple):
     """What a run returns."""
 
     weights_sn: list[Tensor]
     grads: list[Tensor] | None
-
-
-Install = Callable[[Weights, Case], Installed]
 
 
 @dataclass(frozen=True)
@@ -90,155 +64,71 @@ class Contender:
     modes: tuple[str, ...]
     v_first: bool = False
     shares: bool = False  # the forwards of one call share one iteration
+    everywhere: bool = True  # False: what it does on a CPU is another contender's work
+    few: bool = False  # also in workloads of few contenders
 
 
-def _torch(weights: Weights, case: Case, *, cached: bool = False) -> Installed:
-    for layer, pairs in zip(weights.layers, case.vectors, strict=True):
-        parametrizations.spectral_norm(layer)
-        norm = layer.parametrizations.weight[0]
-        norm._u.copy_(pairs[0][0])
-        norm._v.copy_(pairs[0][1])
-    return Installed(weights, _originals(weights), parametrize.cached if cached else nullcontext)
+def _compiled(title: str, method: str, install: Install, mode: str | None = None) -> Contender:
+    # without CUDA graphs and autotuned kernels, a CPU's modes are all the default one
+    wrapped = partial(installs.compiled, install=install, mode=mode)
+    return Contender(title, method, wrapped, ONCE[:2], everywhere=mode is None)
 
 
-def _torch_hook(weights: Weights, case: Case) -> Installed:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it is deprecated, and widely used
-        for layer, pairs in zip(weights.layers, case.vectors, strict=True):
-            nn.utils.spectral_norm(layer)
-            layer.weight_u.copy_(pairs[0][0])
-            layer.weight_v.copy_(pairs[0][1])
-
-    def read() -> list[Tensor]:
-        for layer in weights.layers:
-            for hook in layer._forward_pre_hooks.values():
-                hook(layer, ())
-        return weights()
-
-    return Installed(read, [layer.weight_orig for layer in weights.layers], nullcontext)
-
-
-class PlainBSN(nn.Module):
-    """BSN as one writes it in plain PyTorch: power iterations, mean of two sigmas, autograd."""
-
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        super().__init__()
-        self.n_views = len(pairs)
-        for d, (u, v) in enumerate(pairs):
-            self.register_buffer(f"u{d}", u.clone())
-            self.register_buffer(f"v{d}", v.clone())
-
-    def forward(self, weight: Tensor) -> Tensor:
-        sigma = torch.zeros((), device=weight.device)
-        for d in range(self.n_views):
-            u, v = getattr(self, f"u{d}"), getattr(self, f"v{d}")
-            matrix = weight.transpose(0, d).flatten(1)
-            if self.training:
-                with torch.no_grad():
-                    F.normalize(torch.mv(matrix, v), dim=0, out=u)
-                    F.normalize(torch.mv(matrix.T, u), dim=0, out=v)
-                u, v = u.clone(), v.clone()
-            sigma = sigma + torch.vdot(u, torch.mv(matrix, v))
-        return weight * (self.n_views / sigma)
-
-
-def _plain_bsn(weights: Weights, case: Case, *, cached: bool = False) -> Installed:
-    for layer, pairs in zip(weights.layers, case.vectors, strict=True):
-        parametrize.register_parametrization(layer, "weight", PlainBSN(pairs), unsafe=True)
-    return Installed(weights, _originals(weights), parametrize.cached if cached else nullcontext)
-
-
-def _fastsn(
-    weights: Weights,
-    case: Case,
-    *,
-    method: str = "sn",
-    update: str = "forward",
-    frozen: bool = False,
-    backend: str = "",
-) -> Installed:
-    with fastsn.use_backend(backend or "auto"):
-        group = fastsn.apply(weights, method, update=update)
-    for member, pairs in zip(group.members, case.vectors, strict=True):
-        for own, given in zip(member.norm.vectors(), pairs, strict=method == "bsn"):
-            for vector, start in zip(own, given, strict=True):
-                vector.copy_(start)
-    context: Callable[[], AbstractContextManager[object]] = nullcontext
-    if frozen:
-        context = group.frozen
-    elif backend:
-        context = partial(fastsn.use_backend, backend)
-    return Installed(weights, _originals(weights), context)
-
-
-def _fastsn_single(weights: Weights, case: Case) -> Installed:
-    for layer, pairs in zip(weights.layers, case.vectors, strict=True):
-        fastsn.spectral_norm(layer)
-        norm = layer.parametrizations.weight[0]
-        norm._u.copy_(pairs[0][0])
-        norm._v.copy_(pairs[0][1])
-    return Installed(weights, _originals(weights), nullcontext)
-
-
-def _copy(weights: Weights, case: Case) -> Installed:
-    flat = torch.cat([weight.flatten() for weight in case.weights])
-    out = torch.empty_like(flat)
-
-    def read() -> list[Tensor]:
-        return [torch.mul(flat, 0.5, out=out)]
-
-    return Installed(read, [flat], nullcontext)
-
-
-def _traffic(weights: Weights, case: Case) -> Installed:
-    """The passes over memory that no SN can do without, where the weights do not fit in cache.
-
-    Forward: sigma needs all of W before W_sn can be written. Backward: <G, W_sn> likewise.
-    """
-    flat = torch.cat([weight.flatten() for weight in case.weights])
-    grad = torch.cat([grad.flatten() for grad in case.grads])
-    out, grad_out = torch.empty_like(flat), torch.empty_like(flat)
-
-    def read() -> list[Tensor]:
-        torch.dot(flat, flat)
-        return [torch.mul(flat, 0.5, out=out)]
-
-    def backward() -> list[Tensor]:
-        torch.dot(grad, out)
-        return [torch.mul(grad, 0.5, out=grad_out)]
-
-    return Installed(read, [flat], nullcontext, backward)
-
-
-def _originals(weights: Weights) -> list[Tensor]:
-    return [layer.parametrizations.weight.original for layer in weights.layers]
-
-
-_bsn = partial(_fastsn, method="bsn")
+_bsn = partial(installs.grouped, method="bsn")
 
 CONTENDERS = {
-    "torch": Contender("torch parametrization", "sn", _torch, ONCE + SHARED),
-    "torch-hook": Contender("torch old hook", "sn", _torch_hook, ONCE, v_first=True),
+    "torch": Contender(
+        "torch parametrization", "sn", installs.torch_parametrization, ONCE + SHARED, few=True
+    ),
+    "torch-hook": Contender("torch old hook", "sn", installs.torch_hook, ONCE, v_first=True),
     "torch-cached": Contender(
-        "torch, in parametrize.cached()", "sn", partial(_torch, cached=True), SHARED, shares=True
-    ),
-    "fastsn": Contender("fastsn", "sn", _fastsn, ONCE + SHARED),
-    "fastsn-single": Contender("fastsn, layer by layer", "sn", _fastsn_single, ONCE),
-    "fastsn-step": Contender(
-        'fastsn, update="step"', "sn", partial(_fastsn, update="step"), SHARED[:1], shares=True
-    ),
-    "fastsn-frozen": Contender(
-        "fastsn, in group.frozen()", "sn", partial(_fastsn, frozen=True), SHARED[1:], shares=True
-    ),
-    "reference": Contender(
-        "fastsn, reference backend", "sn", partial(_fastsn, backend="reference"), ONCE
-    ),
-    "plain-bsn": Contender("plain PyTorch", "bsn", _plain_bsn, ONCE + SHARED),
-    "plain-bsn-cached": Contender(
-        "plain PyTorch, in parametrize.cached()", "bsn", partial(_plain_bsn, cached=True), SHARED,
+        "torch, in parametrize.cached()",
+        "sn",
+        partial(installs.torch_parametrization, cached=True),
+        SHARED,
         shares=True,
     ),
-    "fastsn-bsn": Contender("fastsn", "bsn", _bsn, ONCE + SHARED),
+    "torch-compiled": _compiled("torch, compiled", "sn", installs.torch_parametrization),
+    "torch-graphs": _compiled(
+        "torch, compiled, reduce-overhead", "sn", installs.torch_parametrization, "reduce-overhead"
+    ),
+    "torch-autotuned": _compiled(
+        "torch, compiled, max-autotune", "sn", installs.torch_parametrization, "max-autotune"
+    ),
+    "stacked": Contender("torch, bmm and _foreach", "sn", installs.stacked, ONCE, few=True),
+    "biggan": Contender("BigGAN's layers", "sn", installs.biggan, ONCE[:2], v_first=True),
+    "fastsn": Contender("fastsn", "sn", installs.grouped, ONCE + SHARED, few=True),
+    "fastsn-single": Contender("fastsn, layer by layer", "sn", installs.layer_by_layer, ONCE),
+    "fastsn-step": Contender(
+        'fastsn, update="step"',
+        "sn",
+        partial(installs.grouped, update="step"),
+        SHARED[:1],
+        shares=True,
+    ),
+    "fastsn-frozen": Contender(
+        "fastsn, in group.frozen()",
+        "sn",
+        partial(installs.grouped, frozen=True),
+        SHARED[1:],
+        shares=True,
+    ),
+    "reference": Contender(
+        "fastsn, reference backend", "sn", partial(installs.grouped, backend="reference"), ONCE
+    ),
+    "plain-bsn": Contender("plain PyTorch", "bsn", installs.plain_bsn, ONCE + SHARED, few=True),
+    "plain-bsn-cached": Contender(
+        "plain PyTorch, in parametrize.cached()",
+        "bsn",
+        partial(installs.plain_bsn, cached=True),
+        SHARED,
+        shares=True,
+    ),
+    "plain-bsn-compiled": _compiled("plain PyTorch, compiled", "bsn", installs.plain_bsn),
+    "plain-bsn-graphs": _compiled(
+        "plain PyTorch, compiled, reduce-overhead", "bsn", installs.plain_bsn, "reduce-overhead"
+    ),
+    "fastsn-bsn": Contender("fastsn", "bsn", _bsn, ONCE + SHARED, few=True),
     "fastsn-bsn-step": Contender(
         'fastsn, update="step"', "bsn", partial(_bsn, update="step"), SHARED[:1], shares=True
     ),
@@ -248,9 +138,11 @@ CONTENDERS = {
     "reference-bsn": Contender(
         "fastsn, reference backend", "bsn", partial(_bsn, backend="reference"), ONCE
     ),
-    "copy": Contender("one torch.mul(..., out=)", "copy", _copy, ("forward",)),
-    "traffic": Contender("least memory traffic of SN", "copy", _traffic, ONCE[:2]),
-}  # fmt: skip
+    "copy": Contender("one torch.mul(..., out=)", "copy", installs.halve, ("forward",), few=True),
+    "traffic": Contender(
+        "least memory traffic of SN", "copy", installs.least_traffic, ONCE[:2], few=True
+    ),
+}
 
 
 def make_run(name: str, case: Case, mode_name: str) -> Callable[[], Result]:

@@ -34,21 +34,34 @@ BUDGET = 1.0
 @pytest.mark.parametrize(
     ("workload", "mode", "name"),
     [
-        pytest.param(workload, mode, name, id=f"{workload}-{mode}-{name}")
-        for workload in WORKLOADS
+        pytest.param(
+            workload,
+            mode,
+            name,
+            id=f"{workload}-{mode}-{name}",
+            marks=[pytest.mark.slow] if "compiled" in contender.title else [],
+        )
+        for workload, described in WORKLOADS.items()
         for mode in MODES
         for name, contender in CONTENDERS.items()
         if mode in contender.modes
+        and (described.every or (contender.few and mode in ("forward", "forward_backward")))
     ],
 )
 def test_speed(
     benchmark: BenchmarkFixture,
     case_of: Callable[[str], Case],
+    device: torch.device,
     workload: str,
     mode: str,
     name: str,
 ) -> None:
-    case, contender = case_of(workload), CONTENDERS[name]
+    contender = CONTENDERS[name]
+    if device.type == "cpu" and not contender.everywhere:
+        pytest.skip("on a CPU this is the same as another contender")
+    if device.type == "cpu" and not WORKLOADS[workload].every and benchmark.enabled:
+        pytest.skip("this workload is timed on GPUs only: --device cuda")
+    case = case_of(workload)
     run = make_run(name, case, mode)
     error = check(name, case, mode, run())
     others = {

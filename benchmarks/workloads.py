@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -66,20 +66,65 @@ class ResNetDiscriminator(nn.Module):
         return self.linear(F.relu(self.blocks(x)).sum(dim=(2, 3)))
 
 
+def biggan_pair(width: int = 96) -> nn.Module:
+    """Layers of the sizes of BigGAN's generator and discriminator at 128x128 (Brock et al. 2019,
+    appendix B), class embeddings as linear layers.
+    """
+    w, classes, condition = width, 1000, 148  # a chunk of 20 latents and 128 shared features
+    layers = [nn.Linear(20, 16 * 16 * w), nn.Linear(classes, 128), nn.Conv2d(w, 3, 3)]
+    for a, b in ((16, 16), (16, 8), (8, 4), (4, 2), (2, 1)):
+        layers += [
+            nn.Conv2d(a * w, b * w, 3),
+            nn.Conv2d(b * w, b * w, 3),
+            nn.Conv2d(a * w, b * w, 1),
+        ]
+        layers += [nn.Linear(condition, c * w) for c in (a, a, b, b)]
+    for a, b in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 16)):
+        inputs = a * w or 3
+        layers += [nn.Conv2d(inputs, b * w, 3), nn.Conv2d(b * w, b * w, 3)]
+        layers += [nn.Conv2d(inputs, b * w, 1)] if (a, b) != (16, 16) else []
+    for channels in (2 * w, w):  # one attention block each
+        layers += [nn.Conv2d(channels, channels // 8, 1) for _ in range(2)]
+        layers += [nn.Conv2d(channels, channels // 2, 1), nn.Conv2d(channels // 2, channels, 1)]
+    layers += [nn.Linear(16 * w, 1), nn.Linear(16 * w, classes)]
+    return nn.ModuleList(layers)
+
+
+def deep(width: int = 32) -> nn.Module:
+    """175 small weights: 58 bottleneck blocks and a first layer."""
+    layers = [nn.Conv2d(3, 4 * width, 3)]
+    for _ in range(58):
+        layers += [nn.Conv2d(4 * width, width, 1), nn.Conv2d(width, width, 3)]
+        layers += [nn.Conv2d(width, 4 * width, 1)]
+    return nn.ModuleList(layers)
+
+
+def one_weight(channels: int, width: int) -> nn.Module:
+    """A single 3x3 convolution: a matrix of ``width`` by ``9 * channels``, both to scale."""
+    return nn.ModuleList([nn.Conv2d(channels, width, 3)])
+
+
 @dataclass(frozen=True)
 class Workload:
     """A network whose layers hold the weights to normalize."""
 
     title: str
     build: Callable[[int], nn.Module]
-    image_size: int
     width: int
     small_width: int  # for a run that only tries whether everything works
+    every: bool = False  # every contender in every mode; else a few, in training, on GPUs
 
 
 WORKLOADS = {
-    "cnn": Workload("CNN discriminator, 32x32 (Table 3)", cnn_discriminator, 32, 64, 64),
-    "resnet": Workload("ResNet discriminator, 128x128 (Table 10)", ResNetDiscriminator, 128, 64, 8),
+    "cnn": Workload("CNN discriminator, 32x32 (Table 3)", cnn_discriminator, 64, 64, every=True),
+    "resnet": Workload(
+        "ResNet discriminator, 128x128 (Table 10)", ResNetDiscriminator, 64, 8, every=True
+    ),
+    "biggan": Workload("BigGAN, 128x128, both networks", biggan_pair, 96, 8),
+    "deep": Workload("175 layers", deep, 32, 4),
+    "one-64x27": Workload("one weight, 64x27", partial(one_weight, 3), 64, 64),
+    "one-512x2304": Workload("one weight, 512x2304", partial(one_weight, 256), 512, 8),
+    "one-4096x9216": Workload("one weight, 4096x9216", partial(one_weight, 1024), 4096, 4),
 }
 
 

@@ -53,6 +53,8 @@ def _result(result: dict[str, Any]) -> Iterator[str]:
         entries = [b for b in result["benchmarks"] if b["extra_info"]["workload"] == workload]
         if entries:
             yield from _workload(workload, entries)
+    if norms := [b for b in result["benchmarks"] if b["extra_info"]["mode"] == "norm"]:
+        yield from _conv_norms(norms)
     if gates := result.get("gates"):
         yield "**Promises** (tests in `benchmarks/test_gates.py`)"
         rows = [
@@ -82,11 +84,35 @@ def _workload(workload: str, entries: Sequence[dict[str, Any]]) -> Iterator[str]
     yield _markdown(["", "", *(mode.title for mode in MODES.values())], rows)
 
 
+CONV_METHODS = {
+    "sn": "fastsn, SN (of the reshaped kernel)",
+    "sn_conv": "fastsn, SN_Conv, one iteration",
+    "fourier": "FFT and SVD, circular",
+    "gram": "Gram iteration, circular, upper bound",
+}
+
+
+def _conv_norms(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "**Norm of a 3x3 convolution** for inputs of one size: median time, relative error"
+    by_key = {(e["extra_info"]["contender"], e["extra_info"]["workload"]): e for e in entries}
+    columns = list(dict.fromkeys(workload for _, workload in by_key))
+    rows = []
+    for method, title in CONV_METHODS.items():
+        found = [by_key.get((method, column)) for column in columns]
+        cells = [
+            f"{_cell(entry, '')}, {entry['extra_info']['max_error']:.0e}" if entry else ""
+            for entry in found
+        ]
+        rows.append([title, *cells])
+    yield _markdown(["", *columns], rows)
+
+
 def _cell(entry: dict[str, Any] | None, method: str) -> str:
     if entry is None:
         return ""
     text = f"{_three_digits(entry['stats']['median'] * 1e3)} ms"
-    ratio = entry["extra_info"]["times_faster_than"].get(BASELINES.get(method, ""))
+    ratios = entry["extra_info"].get("times_faster_than", {})
+    ratio = ratios.get(BASELINES.get(method, ""))
     return f"{text} ({ratio:.{int(ratio < 10)}f}x)" if ratio else text
 
 

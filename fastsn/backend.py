@@ -32,6 +32,7 @@ class Backend:
     backward: Callable[..., Any]
     unsupported_reasons: Reasons
     any_layout: bool  # False: weights are made contiguous first where problem.native_layout says no
+    auto_reason: str = ""  # why `auto` passes it over, although it works when asked for by name
 
 
 def _not_here(name: str) -> Reasons:
@@ -56,6 +57,7 @@ BACKENDS = {
             native.cuda.backward,
             native.cuda.unsupported_reasons,
             False,
+            "benchmarks/results/ has no record of its tests on a GPU yet; ask for it by name",
         ),
         Backend("triton", _missing, _missing, _not_here("Triton"), False),
         Backend(
@@ -130,9 +132,12 @@ def _select(
     names = ORDER if requested == "auto" else (requested,)
     refusals = []
     for name in names:
-        reasons = BACKENDS[name].unsupported_reasons(device, dtype, out_dtype)
+        backend = BACKENDS[name]
+        reasons = backend.unsupported_reasons(device, dtype, out_dtype)
+        if requested == "auto" and not reasons and backend.auto_reason:
+            reasons = [backend.auto_reason]
         if not reasons:
-            return BACKENDS[name]
+            return backend
         refusals.append(f"  {name}: " + "; ".join(reasons))
     raise RuntimeError(
         f"fastsn: backend {requested!r} cannot normalize {dtype} weights on {device}:\n"

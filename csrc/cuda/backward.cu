@@ -12,10 +12,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
 }
 
 template <typename T>
+constexpr int kFixed = sizeof(BackwardShared<accumulate_t<T>>);
+static_assert(kFixed<double> + kRing * kSlotBytes <= 99 * 1024, "fits every GPU from sm_80 on");
+
+template <typename T>
 void launch_backward_as(BackwardTable& table, int device, void* stream) {
-  constexpr int kFixed = sizeof(BackwardShared<accumulate_t<T>>);
-  static_assert(kFixed + kRing * kSlotBytes <= 99 * 1024, "fits every GPU from sm_80 on");
-  launch_cooperative<T, BackwardTable>(backward_kernel<T>, kFixed, table, device, stream);
+  launch_cooperative<T, BackwardTable>(backward_kernel<T>, kFixed<T>, table, device, stream);
 }
 
 void launch_backward(BackwardTable& table, int32_t dtype, int device, void* stream) {

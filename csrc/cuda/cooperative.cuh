@@ -10,7 +10,6 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "plan.h"
 
@@ -65,29 +64,33 @@ inline Capacity measure_capacity(const void* kernel, int wanted, int fixed_bytes
   return {fit * attribute(cudaDevAttrMultiProcessorCount, device), slots};
 }
 
-inline Capacity capacity(const void* kernel, int wanted, int fixed_bytes, int device) {
-  static std::mutex mutex;
-  static std::map<std::pair<const void*, int>, Capacity> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::make_pair(kernel, device);
-  const auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  return known.emplace(key, measure_capacity(kernel, wanted, fixed_bytes, device)).first->second;
-}
-
 // Sums in double take twice the registers and shared memory.
 template <typename T>
 constexpr int kBlocksPerProcessor = sizeof(T) == 8 ? 1 : 2;
 
 template <typename T, typename Table>
+Capacity capacity(void (*kernel)(Table), int fixed_bytes, int device) {
+  static std::mutex mutex;
+  static std::map<int, Capacity> known;  // this kernel's, by device
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const Capacity own = measure_capacity(function, kBlocksPerProcessor<T>, fixed_bytes, device);
+  return known.emplace(device, own).first->second;
+}
+
+template <typename T, typename Table>
 void launch_cooperative(void (*kernel)(Table), int fixed_bytes, Table& table, int device,
                         void* stream) {
-  const void* function = reinterpret_cast<const void*>(kernel);
-  const Capacity most = capacity(function, kBlocksPerProcessor<T>, fixed_bytes, device);
+  // torch's guard has done so in torch's CUDA runtime, but this module has its own
+  check(cudaSetDevice(device), "cudaSetDevice");
+  const Capacity most = capacity<T>(kernel, fixed_bytes, device);
   const Residency residency(table.tiles, most.blocks, most.slots);
   table.kept = residency.kept;
   void* arguments[] = {&table};
-  check(cudaLaunchCooperativeKernel(function, dim3(residency.blocks), dim3(kThreads), arguments,
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(residency.blocks),
+                                    dim3(kThreads), arguments,
                                     fixed_bytes + residency.slots * kSlotBytes,
                                     static_cast<cudaStream_t>(stream)),
         "cudaLaunchCooperativeKernel");

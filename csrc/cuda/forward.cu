@@ -12,10 +12,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
 }
 
 template <typename T>
+constexpr int kFixed = sizeof(ForwardShared<accumulate_t<T>>);
+static_assert(kFixed<double> + kRing * kSlotBytes <= 99 * 1024, "fits every GPU from sm_80 on");
+
+template <typename T>
 void launch_forward_as(ForwardTable& table, int device, void* stream) {
-  constexpr int kFixed = sizeof(ForwardShared<accumulate_t<T>>);
-  static_assert(kFixed + kRing * kSlotBytes <= 99 * 1024, "fits every GPU from sm_80 on");
-  launch_cooperative<T, ForwardTable>(forward_kernel<T>, kFixed, table, device, stream);
+  launch_cooperative<T, ForwardTable>(forward_kernel<T>, kFixed<T>, table, device, stream);
 }
 
 void launch_forward(ForwardTable& table, int32_t dtype, int device, void* stream) {
@@ -24,5 +26,8 @@ void launch_forward(ForwardTable& table, int32_t dtype, int device, void* stream
   if (dtype == kBFloat16) return launch_forward_as<BFloat16>(table, device, stream);
   launch_forward_as<double>(table, device, stream);
 }
+
+// The kernel that needs most stands for all.
+void check_device(int device) { capacity<double>(forward_kernel<double>, kFixed<double>, device); }
 
 }  // namespace fastsn

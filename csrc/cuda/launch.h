@@ -13,4 +13,7 @@ namespace fastsn {
 void launch_forward(ForwardTable& table, int32_t dtype, int device, void* stream);
 void launch_backward(BackwardTable& table, int32_t dtype, int device, void* stream);
 
+// Throws where the kernels cannot run on a CUDA device, which must be the current one.
+void check_device(int device);
+
 }  // namespace fastsn

@@ -6,9 +6,7 @@
 #define FASTSN_DISPATCH_KEY CPU
 #else
 #include <Python.h>
-#ifndef USE_CUDA
-#define USE_CUDA  // for the declaration of aoti_torch_get_current_cuda_stream
-#endif
+#include <dlfcn.h>
 #define FASTSN_NAMESPACE fastsn_cuda
 #define FASTSN_DISPATCH_KEY CUDA
 #endif
@@ -17,6 +15,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <exception>
+#include <string>
 #include <tuple>
 
 #include "arguments.h"
@@ -28,18 +28,38 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-// The current device is the tensors', and `stream` its current stream.
-struct Device {
 #ifdef FASTSN_HOST
+
+struct Device {
   explicit Device(int32_t) {}
-#else
-  explicit Device(int32_t index) : guard(index) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-  }
-  torch::stable::accelerator::DeviceGuard guard;
-#endif
   void* stream = nullptr;
 };
+
+#else
+
+// torch's current stream of a device. Only a CUDA build of torch has the function, so it is looked
+// up when it is needed: this module is built and loaded with any torch.
+void* current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t device_index, void** stream);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    STD_TORCH_CHECK(found, "fastsn: expected a CUDA build of torch, got one without CUDA streams");
+    return reinterpret_cast<Function>(found);
+  }();
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  return stream;
+}
+
+// The current device is the tensors', and `stream` its current stream.
+struct Device {
+  explicit Device(int32_t index) : stream(current_stream(index)), guard(index) {}
+  void* stream;
+  torch::stable::accelerator::DeviceGuard guard;
+};
+
+#endif
 
 GivenVector given_vector(const Weights& settings, const Tensors& vectors, const char* name,
                          size_t index, int64_t size) {
@@ -159,6 +179,17 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
   return {grad_weights, grad_scales};
 }
 
+// Why the kernels cannot run on a CUDA device; empty where they can.
+std::string device_error(int64_t index) {
+  try {
+    const Device device(static_cast<int32_t>(index));
+    check_device(static_cast<int>(index));
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
 }  // namespace
 }  // namespace fastsn
 
@@ -172,11 +203,16 @@ STABLE_TORCH_LIBRARY(FASTSN_NAMESPACE, m) {
       "backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
       "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "
       "Tensor? scale_tensor, ScalarType grad_dtype) -> (Tensor[], Tensor)");
+  m.def("device_error(int index) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTSN_NAMESPACE, FASTSN_DISPATCH_KEY, m) {
   m.impl("forward", TORCH_BOX(&fastsn::forward));
   m.impl("backward", TORCH_BOX(&fastsn::backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(FASTSN_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("device_error", TORCH_BOX(&fastsn::device_error));
 }
 
 #ifndef FASTSN_HOST

@@ -56,7 +56,9 @@ class Host:
 
     def __init__(self, library: Path) -> None:
         torch.ops.load_library(str(library))
-        self.set_device = ctypes.CDLL(str(library)).fastsn_host_device
+        functions = ctypes.CDLL(str(library))
+        self.set_device = functions.fastsn_host_device
+        self.launches = functions.fastsn_host_launches
         self.forward = torch.ops.fastsn_cuda_host.forward
         self.backward = torch.ops.fastsn_cuda_host.backward
         self.set_device(*STREAMING)

@@ -8,9 +8,11 @@ of the source (tests/test_cuda_compile.py).
 from __future__ import annotations
 
 import os
+import random
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,10 @@ from cuda_host import (
     flat,
     make_group,
 )
+from test_backends import EDGES, LARGE, check_accuracy, laid_out, random_case, random_shape
 
+import fastsn
+from fastsn import backend as choice
 from fastsn import reference
 from fastsn.problem import BSN, SN, SN_V_FIRST
 
@@ -66,9 +71,47 @@ def host(target: Callable[[str], Path], poisoned: None) -> Host:
     return Host(target("ops.so"))
 
 
+@pytest.fixture
+def simulated(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backend ``cuda``, in use, with the simulated device's kernels behind it."""
+    kernels = {"forward": host.forward, "backward": host.backward}
+    backend = replace(choice.BACKENDS["cuda"], **kernels, unsupported_reasons=lambda *args: [])
+    monkeypatch.setitem(choice.BACKENDS, "cuda", backend)
+    choice._select.cache_clear()
+    with fastsn.use_backend("cuda"):
+        yield
+    choice._select.cache_clear()
+
+
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize("dtype", ERRORS, ids=str)
+def test_120_random_weights_are_as_accurate_as_torch(dtype: torch.dtype) -> None:
+    """The rule that every backend is held to, through all of fastsn but the GPU."""
+    random.seed(str(dtype))
+    shapes = EDGES + [random_shape() for _ in range(40 - len(EDGES))]
+    for n in (0, 1, 2):
+        random.shuffle(shapes)
+        for group in (shapes[:3], shapes[3:]):
+            check_accuracy([random_case(shape, dtype) for shape in group], dtype, n)
+
+
+@pytest.mark.usefixtures("simulated")
+def test_weights_of_many_tiles_are_as_accurate_as_torch() -> None:
+    random.seed(0)
+    cases = [random_case(shape, torch.float32) for shape, _ in LARGE]
+    cases = [
+        case._replace(weight=laid_out(case.weight, layout))
+        for case, (_, layout) in zip(cases, LARGE, strict=True)
+    ]
+    check_accuracy(cases, torch.float32, 1)
+
+
 @pytest.mark.parametrize(
     ("dtype", "n"),
-    [*((dtype, n) for dtype in ERRORS for n in (0, 1)), (torch.float32, 2), (torch.bfloat16, 2)],
+    [
+        *((torch.float32, 0), (torch.float32, 1), (torch.float64, 2)),
+        *((torch.float16, 0), (torch.bfloat16, 1)),
+    ],
 )
 def test_matches_reference(host: Host, dtype: torch.dtype, n: int) -> None:
     group = make_group(CASES, dtype)
@@ -118,13 +161,17 @@ def test_neither_group_nor_device_changes_a_bit(host: Host) -> None:
     assert_same_bits(joined, results)
 
 
-def test_long_lists_take_several_launches(host: Host) -> None:
-    group = make_group([Case((2 + i % 5, 3)) for i in range(70)], torch.float32)
+@pytest.mark.parametrize("layers", [1, 32, 33, 175])
+def test_launches_take_32_weights_each(host: Host, layers: int) -> None:
+    group = make_group([Case((2 + i % 5, 3)) for i in range(layers)], torch.float32)
+    before = host.launches()
     results = host.forward(*group, None, 1, EPS, None)
+    assert host.launches() - before == (layers + 31) // 32
     expected = reference.forward(*group.double(), None, 1, EPS, None)
     rest = (group.dims, group.kinds, group.scales, None, torch.float32)
     grads = [torch.randn(weight.shape) for weight in group.weights]
     gradients = host.backward(grads, None, *results, *rest)
+    assert host.launches() - before == 2 * ((layers + 31) // 32)
     wanted = reference.backward(grads, None, *results, *rest)
     for got, want in zip(flat([*results, *gradients]), flat([*expected, *wanted]), strict=True):
         torch.testing.assert_close(got.double(), want.double(), rtol=1e-5, atol=1e-5)

@@ -53,6 +53,9 @@ inline Capacity measure_capacity(const void* kernel, int wanted, int fixed_bytes
   }
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         "cudaFuncSetAttribute");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute");
   int fit = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, kThreads, bytes),
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");

@@ -102,5 +102,9 @@ int main(int count, char** arguments) {
   if (count > 1) return 0;
   fastsn_host_device(2, 64);  // all stay in shared memory
   run();
+  shim::copy_early(true);
+  run();
+  fastsn_host_device(2, kRing + 1);
+  run();
   std::fputs(shim::barriers_reached(), stdout);
 }

@@ -35,6 +35,7 @@ const char* barriers_reached();
 enum class Scope { kWarp, kBlock, kGrid };
 void wait(Scope scope, const std::source_location& where);
 double* warp_values();  // one per lane
+void copy_early(bool yes);
 void add_copy(void* to, const void* from);
 void end_copy_group();
 void finish_copies(int pending_groups);
@@ -73,7 +74,7 @@ Value warp_sum(Value value, std::source_location where = std::source_location::c
 }
 
 // Copies are made as late as CUDA allows, when their group is waited for, so that a wait left out
-// or too weak shows in the results.
+// or too weak shows in the results; or as early, so that one into memory still in use shows.
 inline void copy_async(void* shared, const void* global) { shim::add_copy(shared, global); }
 inline void copy_async_commit() { shim::end_copy_group(); }
 template <int kPending>

@@ -6,8 +6,9 @@ Environment variables:
     FASTSN_BUILD_CPU=1|0        0 leaves fastsn._C out (default 1)
     FASTSN_BUILD_CUDA=auto|1|0  auto builds fastsn._C_cuda where nvcc is found, 1 fails where it
                                 cannot be built, 0 leaves it out (default auto); no GPU is needed
-    TORCH_CUDA_ARCH_LIST        GPU architectures (default 8.0;9.0;10.0+PTX, in about a minute of
-                                one core; sm_80 code serves 8.x, and newer GPUs compile the PTX)
+    TORCH_CUDA_ARCH_LIST        GPU architectures (default 8.0;9.0;10.0+PTX, as far as nvcc knows
+                                them: sm_80 code serves 8.x, and newer GPUs compile the PTX. That
+                                takes a minute of one core, 9.0 alone half of it)
     CUDA_HOME, CXX, MAX_JOBS    as in torch.utils.cpp_extension
 """
 
@@ -56,6 +57,13 @@ def find_cuda_home() -> str | None:
     return os.path.normpath(top[1].strip()) if top else str(Path(nvcc).resolve().parents[1])
 
 
+def architectures(home: str) -> str:
+    """As TORCH_CUDA_ARCH_LIST has them: those we tune for that this nvcc knows; newer by PTX."""
+    known = subprocess.check_output([f"{home}/bin/nvcc", "--list-gpu-arch"], text=True).split()
+    ours = ("8.0", "9.0", "10.0")
+    return ";".join(a for a in ours if f"compute_{a.replace('.', '')}" in known) + "+PTX"
+
+
 def extension(name: str, folder: str, **options: list[str]) -> Extension:
     files = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc" / folder).iterdir())
     headers = [*map(str, files), "csrc/problem.h"]
@@ -79,7 +87,8 @@ def extensions() -> list[Extension]:
     elif wish != "0" and any((ROOT / "csrc/cuda").glob("*.cu")):
         # A CPU-only torch has no CUDA_HOME, yet it has all headers that are needed.
         cpp_extension.CUDA_HOME = home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
         lib = next((d for d in ("lib64", "lib") if (Path(home) / d).is_dir()), "lib64")
         # With a CUDA runtime of its own, hidden from torch's, the module loads on every machine,
         # and with torch built for CPU or for any CUDA: what is missing is a reason at run time.

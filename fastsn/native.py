@@ -87,11 +87,12 @@ class CudaBackend(NativeBackend):
         """As :meth:`NativeBackend.unsupported_reasons`, and what the device lacks."""
         reasons = super().unsupported_reasons(device, dtype, out_dtype)
         if not reasons:
-            index = torch.cuda.current_device() if device.index is None else device.index
+            current = torch.cuda.current_device() if torch.cuda.is_available() else 0
+            index = current if device.index is None else device.index
             if error := self.ops.device_error(index):
                 reasons.append(f"cuda:{index} cannot run the kernels: {error}")
         return reasons
 
 
 cpu = NativeBackend("cpu", "fastsn._C", "a C++ compiler")
-cuda = CudaBackend("cuda", "fastsn._C_cuda", "nvcc, of CUDA 12.8 or newer")
+cuda = CudaBackend("cuda", "fastsn._C_cuda", "nvcc, of CUDA 12.1 or newer")

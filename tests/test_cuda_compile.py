@@ -20,6 +20,7 @@ import torch
 
 import fastsn
 from fastsn import native
+from fastsn.backend import explain
 
 MODULE = Path(fastsn.__file__).with_name("_C_cuda.abi3.so")
 ARCHITECTURES = ("80", "90", "100")
@@ -120,6 +121,8 @@ def test_module_loads_and_says_what_is_missing(built: Path) -> None:
     assert native.cuda.import_error() == ""
     error = torch.ops.fastsn_cuda.device_error(0)
     assert bool(error) != torch.cuda.is_available(), error
+    reasons = explain(torch.device("cuda"))["cuda"]
+    assert len(reasons) == bool(error) and all(error in reason for reason in reasons)
     if torch.version.cuda is None:
         assert "expected a CUDA build of torch" in error
     if sys.platform == "linux" and (ldd := shutil.which("ldd")):

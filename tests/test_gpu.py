@@ -304,6 +304,7 @@ def test_channels_last(method: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # exactly as meant
 @pytest.mark.parametrize("update", UPDATES)
 def test_compiled_with_graphs(update: str) -> None:
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Write the record of a run of tests/test_gpu.py: ``python scripts/gpu_record.py RUN.xml FOLDER``.
+"""Write the record of runs of tests/test_gpu.py: ``gpu_record.py FOLDER RUN.xml [RUN.xml ...]``.
 
 RUN.xml is pytest's ``--junitxml``. The record, FOLDER/<GPU>.json, says which tests of which backend
 passed on which GPU; tests/test_backend_choice.py lets ``auto`` take a backend only with one.
@@ -48,10 +48,10 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def main(run: Path, folder: Path) -> int:
+def main(folder: Path, runs: list[Path]) -> int:
     """Writes the record; 1 where a test failed or none passed."""
-    suite = ElementTree.parse(run).getroot()
-    backends = outcomes(list(suite.iter("testcase")))
+    suites = [ElementTree.parse(run).getroot() for run in runs]
+    backends = outcomes([case for suite in suites for case in suite.iter("testcase")])
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     record = {
         "gpu": gpu,
@@ -77,6 +77,6 @@ def main(run: Path, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(f"expected two arguments, RUN.xml and FOLDER, got {len(sys.argv) - 1}")
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    if len(sys.argv) < 3:
+        sys.exit(f"expected FOLDER and one RUN.xml or more, got {len(sys.argv) - 1} arguments")
+    sys.exit(main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]]))

@@ -14,18 +14,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASH = shutil.which("bash")
 
-RUN = """<testsuites><testsuite>
+CUDA = """<testsuites><testsuite>
   <testcase name="test_bits[cuda-torch.float32]"/>
-  <testcase name="test_bits[triton]"><skipped message="no triton"/></testcase>
   <testcase name="test_graph[cuda-step]">{}</testcase>
+</testsuite></testsuites>"""
+TRITON = """<testsuites><testsuite>
+  <testcase name="test_bits[triton]"><skipped message="no triton"/></testcase>
   <testcase name="test_launches[triton-8]"/>
 </testsuite></testsuites>"""
 
 
 @pytest.mark.parametrize("outcome", ["", '<failure message="wrong"/>', '<error message="late"/>'])
 def test_record_tells_what_passed(outcome: str, tmp_path: Path) -> None:
-    (tmp_path / "run.xml").write_text(RUN.format(outcome))
-    command = [sys.executable, ROOT / "scripts" / "gpu_record.py", tmp_path / "run.xml", tmp_path]
+    runs = [tmp_path / "cuda.xml", tmp_path / "triton.xml"]
+    for run, text in zip(runs, (CUDA.format(outcome), TRITON), strict=True):
+        run.write_text(text)
+    command = [sys.executable, ROOT / "scripts" / "gpu_record.py", tmp_path, *runs]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == bool(outcome), result.stderr

@@ -6,7 +6,9 @@ Environment variables:
     FASTSN_BUILD_CPU=1|0        0 leaves fastsn._C out (default 1)
     FASTSN_BUILD_CUDA=auto|1|0  auto builds fastsn._C_cuda where nvcc is found, 1 fails where it
                                 cannot be built, 0 leaves it out (default auto); no GPU is needed
-    TORCH_CUDA_ARCH_LIST        GPU architectures (default 8.0;9.0;10.0+PTX)
+    TORCH_CUDA_ARCH_LIST        GPU architectures (default 8.0;9.0;10.0+PTX, as far as nvcc knows
+                                them: sm_80 code serves 8.x, and newer GPUs compile the PTX. That
+                                takes a minute of one core, 9.0 alone half of it)
     CUDA_HOME, CXX, MAX_JOBS    as in torch.utils.cpp_extension
 """
 
@@ -27,7 +29,7 @@ DEFINES = [  # one binary for CPython >= 3.10 and torch >= 2.10
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
     "-DTORCH_STABLE_ONLY",
 ]
-FLAGS = {"cxx": ["-O3", *DEFINES], "nvcc": ["-O3", "-DUSE_CUDA", *DEFINES]}
+FLAGS = {"cxx": ["-O3", *DEFINES], "nvcc": ["-O3"]}
 OPT_OUT = {"fastsn._C": "FASTSN_BUILD_CPU=0", "fastsn._C_cuda": "FASTSN_BUILD_CUDA=0"}
 
 
@@ -55,6 +57,13 @@ def find_cuda_home() -> str | None:
     return os.path.normpath(top[1].strip()) if top else str(Path(nvcc).resolve().parents[1])
 
 
+def architectures(home: str) -> str:
+    """As TORCH_CUDA_ARCH_LIST has them: those we tune for that this nvcc knows; newer by PTX."""
+    known = subprocess.check_output([f"{home}/bin/nvcc", "--list-gpu-arch"], text=True).split()
+    ours = ("8.0", "9.0", "10.0")
+    return ";".join(a for a in ours if f"compute_{a.replace('.', '')}" in known) + "+PTX"
+
+
 def extension(name: str, folder: str, **options: list[str]) -> Extension:
     files = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc" / folder).iterdir())
     headers = [*map(str, files), "csrc/problem.h"]
@@ -78,15 +87,29 @@ def extensions() -> list[Extension]:
     elif wish != "0" and any((ROOT / "csrc/cuda").glob("*.cu")):
         # A CPU-only torch has no CUDA_HOME, yet it has all headers that are needed.
         cpp_extension.CUDA_HOME = home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
         lib = next((d for d in ("lib64", "lib") if (Path(home) / d).is_dir()), "lib64")
+        # With a CUDA runtime of its own, hidden from torch's, the module loads on every machine,
+        # and with torch built for CPU or for any CUDA: what is missing is a reason at run time.
         options = {
             "include_dirs": [str(Path(home) / "include")],
             "library_dirs": [str(Path(home) / lib)],
-            "libraries": ["cudart", *(["torch_cuda"] if torch.version.cuda else [])],
+            "libraries": ["cudart_static", "rt", "pthread", "dl"],
+            "extra_link_args": ["-Wl,--exclude-libs,libcudart_static.a"],
         }
         found.append(extension("fastsn._C_cuda", "cuda", **options))
     return found
+
+
+def drop_stale_objects(ext: Extension, folder: Path) -> None:
+    """With a CPU build of torch, ninja is not told which headers a .cu file includes."""
+    headers = [path for path in ext.depends if path.endswith((".h", ".cuh"))]
+    newest = max(os.path.getmtime(ROOT / path) for path in headers)
+    for source in ext.sources:
+        made = (folder / source).with_suffix(".o")
+        if source.endswith(".cu") and made.exists() and made.stat().st_mtime < newest:
+            made.unlink()
 
 
 class Build(cpp_extension.BuildExtension):
@@ -98,6 +121,7 @@ class Build(cpp_extension.BuildExtension):
             raise SystemExit(f"building failed: {error}\n({flags} leaves it out)") from error
 
     def build_extension(self, ext: Extension) -> None:
+        drop_stale_objects(ext, Path(self.build_temp))
         try:
             super().build_extension(ext)
         except Exception as error:

@@ -16,7 +16,7 @@ import torch
 
 import fastsn
 from fastsn import native
-from fastsn.backend import explain, select_backend
+from fastsn.backend import BACKENDS, explain, select_backend
 
 
 def main() -> int:
@@ -69,6 +69,8 @@ def _print_backends(device: torch.device) -> bool:
         problem = f"  {str(error).partition(chr(10))[0]}\n"
     for name, reasons in explain(device).items():
         verdict = "used" if name == used else "no" if reasons else "usable"
+        if not reasons and BACKENDS[name].auto_reason:
+            reasons = [f"not by auto: {BACKENDS[name].auto_reason}"]
         text = "\n".join(textwrap.fill(reason, 80) for reason in reasons)
         print(f"  {name:<10}  {verdict:<6}  {text}".rstrip().replace("\n", "\n" + " " * 22))
     print(end=problem)

@@ -78,5 +78,21 @@ class NativeBackend:
         return self.ops.backward(*args)
 
 
+class CudaBackend(NativeBackend):
+    """The CUDA module, which loads on every machine: only the device itself tells what it can."""
+
+    def unsupported_reasons(
+        self, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+    ) -> list[str]:
+        """As :meth:`NativeBackend.unsupported_reasons`, and what the device lacks."""
+        reasons = super().unsupported_reasons(device, dtype, out_dtype)
+        if not reasons:
+            current = torch.cuda.current_device() if torch.cuda.is_available() else 0
+            index = current if device.index is None else device.index
+            if error := self.ops.device_error(index):
+                reasons.append(f"cuda:{index} cannot run the kernels: {error}")
+        return reasons
+
+
 cpu = NativeBackend("cpu", "fastsn._C", "a C++ compiler")
-cuda = NativeBackend("cuda", "fastsn._C_cuda", "nvcc and a CUDA build of torch")
+cuda = CudaBackend("cuda", "fastsn._C_cuda", "nvcc, of CUDA 12.1 or newer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -161,6 +162,25 @@ def test_auto_falls_back_to_the_reference_for_complex(calls: list[str], dtype: t
     assert select("auto", dtype) == "reference"
     normalize(dtype).abs().sum().backward()
     assert calls == ["forward", "backward"]
+
+
+def test_auto_passes_over_a_backend_that_works_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    untried = dataclasses.replace(choice.BACKENDS["reference"], name="cpu", auto_reason="untried")
+    monkeypatch.setitem(choice.BACKENDS, "cpu", untried)
+    assert select("auto") == "reference"
+    assert select("cpu") == "cpu" and choice.explain(CPU)["cpu"] == []
+    monkeypatch.setattr(choice, "ORDER", ("cpu",))
+    choice._select.cache_clear()
+    with pytest.raises(RuntimeError, match="  cpu: untried$"):
+        select("auto")
+
+
+def test_auto_takes_gpu_kernels_only_after_a_recorded_run_of_their_tests() -> None:
+    """scripts/gpu.sh writes the records."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "gpu-tests"
+    runs = [json.loads(path.read_text())["backends"].get("cuda") for path in folder.glob("*.json")]
+    passed = any(run and run["passed"] and not run["failed"] for run in runs)
+    assert bool(choice.BACKENDS["cuda"].auto_reason) != passed
 
 
 # Refusals

@@ -21,6 +21,8 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SIZES = [1, 1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 32, 41, 64, 97]
 KERNEL_SIZES = [1, 1, 2, 3, 3, 4, 5, 7]
 
+EDGES = [(1, 1), (1, 7), (7, 1), (1, 1, 1), (2, 1, 3, 3), (1, 5, 1, 2), (1, 1, 1, 1, 1)]
+
 #: Errors that are allowed whatever torch's, in ulps of the results' dtype. sigma and W_sn are a
 #: sum, a root, a quotient and a product away from exact numbers, each rounded once: 4. The oracle's
 #: sums have float64 errors of their own, which grow with the number of terms: 16 for float64.
@@ -144,8 +146,7 @@ def check_accuracy(cases: list[Case], dtype: torch.dtype, n: int) -> None:
 def test_250_random_weights_are_as_accurate_as_torch(backend: str, dtype: torch.dtype) -> None:
     random.seed(str(dtype))
     assert torch.empty(8, dtype=dtype).isnan().all()
-    edges = [(1, 1), (1, 7), (7, 1), (1, 1, 1), (2, 1, 3, 3), (1, 5, 1, 2), (1, 1, 1, 1, 1)]
-    shapes = edges + [random_shape() for _ in range(250 - len(edges))]
+    shapes = EDGES + [random_shape() for _ in range(250 - len(EDGES))]
     while shapes:
         n = random.choice([0, 1, 1, 2, 3, 5])
         group = [shapes.pop() for _ in range(min(len(shapes), random.randrange(1, 7)))]

@@ -63,8 +63,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def make_inputs(name: str, dtype: torch.dtype) -> list[Tensor]:
+    device = torch.get_default_device()
     return [
-        shape if isinstance(shape, Tensor) else torch.randn(shape, dtype=dtype)
+        shape.to(device) if isinstance(shape, Tensor) else torch.randn(shape, dtype=dtype)
         for shape in LAYERS[name][1]
     ]
 

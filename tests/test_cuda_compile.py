@@ -1,0 +1,131 @@
+"""The CUDA module as nvcc made it, on any machine: what its kernels take, and that it loads.
+
+Nothing is compiled here: the module under test is the one that was built in place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import fastsn
+from fastsn import native
+from fastsn.backend import explain
+
+MODULE = Path(fastsn.__file__).with_name("_C_cuda.abi3.so")
+ARCHITECTURES = ("80", "90", "100")
+# Two blocks of 512 threads share the 65,536 registers of a multiprocessor; in float64 there is one.
+MOST_REGISTERS = {"float": 64, "__half": 64, "__nv_bfloat16": 64, "double": 128}
+MANGLED = {"f": "float", "6__half": "__half", "13__nv_bfloat16": "__nv_bfloat16", "d": "double"}
+MOST_SHARED = 1024  # what CUDA itself reserves; the kernels' own is given at the launch
+KERNEL = re.compile(
+    r"^arch = sm_(?P<architecture>\d+)|"
+    r"Function \w+?\d(?P<kernel>[a-z]+)_kernelI(?P<dtype>\w+?)EEv\w+:\s+REG:(?P<registers>\d+) "
+    r"STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+) LOCAL:(?P<local>\d+)",
+    re.MULTILINE,
+)
+
+
+class Resources(NamedTuple):
+    kernel: str
+    dtype: str
+    architecture: str
+    registers: int
+    stack: int  # bytes of a thread, spilled registers among them
+    local: int
+    shared: int  # bytes of a block that the compiler laid out
+
+
+def find_cuobjdump() -> str | None:
+    """CUDA's own, or the one that comes with Triton: small toolkits have none."""
+    folders = [os.path.join(os.environ.get("CUDA_HOME", ""), "bin"), os.environ.get("PATH", "")]
+    if spec := importlib.util.find_spec("triton"):
+        folders.append(str(Path(str(spec.origin)).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
+
+
+def parse(report: str) -> list[Resources]:
+    found, architecture = [], ""
+    for match in KERNEL.finditer(report):
+        if match["architecture"]:
+            architecture = match["architecture"]
+            continue
+        numbers = (int(match[field]) for field in ("registers", "stack", "local", "shared"))
+        found.append(Resources(match["kernel"], MANGLED[match["dtype"]], architecture, *numbers))
+    return found
+
+
+@pytest.fixture
+def built(require_backend: Callable[[str, Sequence[str]], None]) -> Path:
+    reasons = [] if shutil.which("nvcc") else ["expected nvcc on PATH, found none"]
+    if not MODULE.exists():
+        reasons.append(f"expected fastsn/{MODULE.name}, found none: build it with make env")
+    require_backend("nvcc", reasons)
+    return MODULE
+
+
+@pytest.fixture
+def resources(
+    built: Path, require_backend: Callable[[str, Sequence[str]], None]
+) -> list[Resources]:
+    """Of every kernel, for every architecture that it was compiled for."""
+    cuobjdump = find_cuobjdump()
+    missing = "expected cuobjdump on PATH, in CUDA_HOME or in the package triton, found none"
+    require_backend("nvcc", [] if cuobjdump else [missing])
+    command = [str(cuobjdump), "--dump-resource-usage", str(built)]
+    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_kernels_fit_the_cooperative_grid(
+    resources: list[Resources], record_property: Callable[[str, object], None]
+) -> None:
+    table = "\n".join(map(str, resources))
+    record_property("resources", table)
+    print(table)
+    expected = {
+        (kernel, dtype, architecture)
+        for kernel in ("forward", "backward")
+        for dtype in MOST_REGISTERS
+        for architecture in ARCHITECTURES
+    }
+    missing = expected - {kernel[:3] for kernel in resources}
+    assert not missing, f"not compiled: {missing}; build without TORCH_CUDA_ARCH_LIST"
+    for kernel in resources:
+        assert kernel.stack == kernel.local == 0, f"expected no stack and no spills, got {kernel}"
+        assert kernel.registers <= MOST_REGISTERS[kernel.dtype], kernel
+        assert kernel.shared <= MOST_SHARED, kernel
+
+
+def test_report_shows_spills() -> None:
+    """The form of the report, of a kernel compiled with too few registers."""
+    report = (
+        "Fatbin elf code:\n================\narch = sm_90\n\nResource usage:\n"
+        " Function _ZN6fastsn14forward_kernelI6__halfEEvNS_12ForwardTableE:\n"
+        "  REG:32 STACK:48 SHARED:1024 LOCAL:0 CONSTANT[0]:544 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
+    )
+    assert parse(report) == [Resources("forward", "__half", "90", 32, 48, 0, 1024)]
+
+
+def test_module_loads_and_says_what_is_missing(built: Path) -> None:
+    """With any torch, whether or not there is a GPU, a driver, or another CUDA runtime."""
+    assert native.cuda.import_error() == ""
+    error = torch.ops.fastsn_cuda.device_error(0)
+    assert bool(error) != torch.cuda.is_available(), error
+    reasons = explain(torch.device("cuda"))["cuda"]
+    assert len(reasons) == bool(error) and all(error in reason for reason in reasons)
+    if torch.version.cuda is None:
+        assert "expected a CUDA build of torch" in error
+    if sys.platform == "linux" and (ldd := shutil.which("ldd")):
+        needed = subprocess.run([ldd, str(built)], capture_output=True, text=True).stdout
+        assert "libtorch_cpu" in needed
+        assert not re.search(r"libcudart|libcuda\.|libtorch_cuda|libc10_cuda", needed), needed

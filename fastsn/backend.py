@@ -59,7 +59,9 @@ BACKENDS = {
             native.cuda.backward,
             native.cuda.unsupported_reasons,
             any_layout=False,
-            auto_reason="benchmarks/results/ has no record of its tests on a GPU yet; ask for it by name",
+            stores_vectors=True,
+            auto_reason="benchmarks/results/ has no record of its tests on a GPU yet; ask for it "
+            "by name",
         ),
         Backend("triton", _missing, _missing, _not_here("Triton"), any_layout=False),
         Backend(

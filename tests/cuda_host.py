@@ -59,9 +59,12 @@ class Host:
         functions = ctypes.CDLL(str(library))
         self.set_device = functions.fastsn_host_device
         self.launches = functions.fastsn_host_launches
-        self.forward = torch.ops.fastsn_cuda_host.forward
         self.backward = torch.ops.fastsn_cuda_host.backward
         self.set_device(*STREAMING)
+
+    def forward(self, *args: Any) -> Any:
+        """The op; ``store_vectors`` may be left out."""
+        return torch.ops.fastsn_cuda_host.forward(*args[:10], *(args[10:] or (False,)))
 
 
 class Case(NamedTuple):

@@ -148,6 +148,21 @@ def test_matches_reference(host: Host, dtype: torch.dtype, n: int) -> None:
         assert_same_bits(host.backward(grads, grad_sigmas, *results, *rest, dtype), gradients)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_stores_the_new_vectors_into_the_given_ones(host: Host, dtype: torch.dtype) -> None:
+    group = make_group([*CASES[2:6], CASES[-1]], dtype)
+    group.weights[1].zero_()  # its vectors stay as they are
+    given = [vector.clone() for pair in zip(group.us, group.vs, strict=True) for vector in pair]
+    expected = host.forward(*group, None, 2, EPS, None)
+    assert_same_bits([group.us, group.vs], [given[0::2], given[1::2]])
+    results = host.forward(*group, None, 2, EPS, None, True)
+    assert_same_bits(results, expected)
+    stored = [vector for pair in zip(group.us, group.vs, strict=True) for vector in pair]
+    new = results[2].split([vector.numel() for vector in stored])
+    for i, (vector, computed, before) in enumerate(zip(stored, new, given, strict=True)):
+        assert torch.equal(vector, before if i // 2 == 1 else computed.to(dtype)), i
+
+
 def test_neither_group_nor_device_changes_a_bit(host: Host) -> None:
     group = make_group(CASES[3:9], torch.float32)
     results = host.forward(*group, None, 1, EPS, None)
@@ -254,7 +269,7 @@ REFUSED = {
     r"weights\[0\] to be contiguous or channels_last .* sizes \(5, 4\) and strides \(1, 5\)": (
         lambda a: a["weights"].__setitem__(0, torch.ones(4, 5).t())
     ),
-    r"expected weights\[1\] to have 2 to 8 dimensions, got 1": (
+    r"expected weights\[1\] to have 2 or more dimensions, got 1": (
         lambda a: a["weights"].__setitem__(1, torch.ones(7))
     ),
     r"expected dims\[1\] to be from 0 to 1, got 2": lambda a: a["dims"].__setitem__(1, 2),

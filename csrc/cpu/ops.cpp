@@ -42,12 +42,9 @@ void store_vectors(const R* vector, const Tensors& us, const Tensors& vs) {
 }
 
 template <typename R>
-std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(const Tensors& weights, const Tensors& us,
-                                                        const Tensors& vs,
-                                                        const std::vector<int64_t>& kinds,
-                                                        const Settings& settings, int64_t n,
-                                                        double eps, DType dtype, DType out_dtype,
-                                                        bool store) {
+std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
+    const Tensors& weights, const Tensors& us, const Tensors& vs, const std::vector<int64_t>& kinds,
+    const Settings& settings, int64_t n, double eps, DType dtype, DType out_dtype, bool store) {
   const size_t k = weights.size();
   int64_t vector_elements = 0;
   for (size_t j = 0; j < us.size(); ++j) vector_elements += us[j].numel() + vs[j].numel();

@@ -100,8 +100,8 @@ Weights::Weights(const std::vector<Tensor>& weights, const char* name,
                     torch::headeronly::toString(weight.scalar_type()));
     const auto sizes = weight.sizes();
     const int64_t rank = static_cast<int64_t>(sizes.size());
-    STD_TORCH_CHECK(rank >= 2 && rank <= kMaxRank, "fastsn: expected ", own, " to have 2 to ",
-                    kMaxRank, " dimensions, got ", rank);
+    STD_TORCH_CHECK(rank >= 2, "fastsn: expected ", own, " to have 2 or more dimensions, got ",
+                    rank);
     STD_TORCH_CHECK(dims[i] >= 0 && dims[i] < rank, "fastsn: expected dims[", i,
                     "] to be from 0 to ", rank - 1, ", got ", dims[i]);
     STD_TORCH_CHECK(kinds[i] >= kSN && kinds[i] <= kSNVFirst, "fastsn: expected kinds[", i,

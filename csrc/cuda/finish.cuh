@@ -118,8 +118,13 @@ FASTSN_DEVICE void write_vectors(const ForwardTable& table, const Tile& tile,
     for (int n = thread_index(); n < share && first + n < view.length[side]; n += kThreads) {
       const int i = static_cast<int>(first) + n;
       const int index = torch_index(view, side, i);
-      out[index] =
-          shared.keep_vectors ? load_as<A>(given.data, given.dtype, index) : sums[i] / divisor;
+      if (shared.keep_vectors) {
+        out[index] = load_as<A>(given.data, given.dtype, index);
+        continue;
+      }
+      out[index] = sums[i] / divisor;
+      // Nobody reads what was given any more: all did before the last grid barrier.
+      if (table.store_vectors) store_as(given.data, given.dtype, index, out[index]);
     }
   }
 }

@@ -62,16 +62,18 @@ struct Device {
 #endif
 
 GivenVector given_vector(const Weights& settings, const Tensors& vectors, const char* name,
-                         size_t index, int64_t size) {
+                         size_t index, int64_t size, bool store) {
   const Name own{name, static_cast<int64_t>(index)};
   settings.check_vector(vectors[index], own, size);
-  return {vectors[index].const_data_ptr(), to_dtype(vectors[index].scalar_type(), own)};
+  return {store ? vectors[index].mutable_data_ptr()
+                : const_cast<void*>(vectors[index].const_data_ptr()),
+          to_dtype(vectors[index].scalar_type(), own)};
 }
 
 std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype) {
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors) {
   const Weights settings(weights, "weights", dims, kinds, scales, scale_tensor);
   check_length("us", us.size(), settings.view_count);
   check_length("vs", vs.size(), settings.view_count);
@@ -89,8 +91,10 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     for (int j = 0; j < settings.views[i].count; ++j, ++view) {
       const View& shape = settings.views[i].view[j];
       const bool swapped = kinds[i] == kSNVFirst;
-      u[j] = given_vector(settings, us, "us", view, swapped ? shape.cols() : shape.rows);
-      v[j] = given_vector(settings, vs, "vs", view, swapped ? shape.rows : shape.cols());
+      const int64_t rows = swapped ? shape.cols() : shape.rows;
+      const int64_t cols = swapped ? shape.rows : shape.cols();
+      u[j] = given_vector(settings, us, "us", view, rows, store_vectors);
+      v[j] = given_vector(settings, vs, "vs", view, cols, store_vectors);
     }
     weights_sn.push_back(settings.new_like(weights[i], out));
     if (!plan.add(settings.views[i], dims[i], kinds[i], weights[i].const_data_ptr(),
@@ -108,6 +112,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
   for (ForwardTable& table : plan.tables()) {
     table.iterations = static_cast<int32_t>(n_power_iterations);
     table.out_dtype = out;
+    table.store_vectors = store_vectors;
     table.scale_dtype = settings.scale_dtype;
     table.eps = eps;
     table.scales = settings.scale_tensor;
@@ -195,10 +200,9 @@ std::string device_error(int64_t index) {
 
 STABLE_TORCH_LIBRARY(FASTSN_NAMESPACE, m) {
   m.def(
-      "forward(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, float[] "
-      "scales, "
-      "Tensor? scale_tensor, int n_power_iterations, float eps, ScalarType? out_dtype) "
-      "-> (Tensor[], Tensor, Tensor, Tensor)");
+      "forward(Tensor[] weights, Tensor(a!)[] us, Tensor(b!)[] vs, int[] dims, int[] kinds, "
+      "float[] scales, Tensor? scale_tensor, int n_power_iterations, float eps, "
+      "ScalarType? out_dtype, bool store_vectors) -> (Tensor[], Tensor, Tensor, Tensor)");
   m.def(
       "backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
       "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "

@@ -63,7 +63,7 @@ struct ViewPlan {
 };
 
 struct GivenVector {
-  const void* data;  // in torch's order
+  void* data;  // in torch's order; written to by ForwardTable::store_vectors alone
   int32_t dtype;
 };
 
@@ -98,6 +98,7 @@ struct ForwardTable {
   int32_t iterations;
   int32_t out_dtype;
   int32_t scale_dtype;
+  int32_t store_vectors;  // the new vectors go into the given ones, too
   double eps;
   const void* scales;  // null: ForwardProblem::scale holds
   void* workspace;

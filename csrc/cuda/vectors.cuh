@@ -15,6 +15,15 @@ FASTSN_DEVICE A load_as(const void* data, int32_t dtype, int index) {
   return static_cast<A>(widen(static_cast<const BFloat16*>(data)[index]));
 }
 
+template <typename A>
+FASTSN_DEVICE void store_as(void* data, int32_t dtype, int index, A value) {
+  const auto wide = static_cast<float>(value);
+  if (dtype == kFloat32) static_cast<float*>(data)[index] = wide;
+  if (dtype == kFloat64) static_cast<double*>(data)[index] = value;
+  if (dtype == kFloat16) static_cast<Float16*>(data)[index] = narrow<Float16>(wide);
+  if (dtype == kBFloat16) static_cast<BFloat16*>(data)[index] = narrow<BFloat16>(wide);
+}
+
 // The scale of a weight: from the device where one is given there, else from the launch.
 template <typename Table>
 FASTSN_DEVICE double load_scale(const Table& table, int problem) {

@@ -75,6 +75,7 @@ void run() {
     table.iterations = 1;
     table.eps = 1e-12;
     table.out_dtype = kFloat32;
+    table.store_vectors = true;
     table.workspace = workspace.data();
     table.sigmas = sigmas.data();
     table.vectors = vectors.data();

@@ -2,6 +2,7 @@
 # or newer) with venv and headers, and a C++ compiler; scripts/preflight.sh says which is missing.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -17,8 +18,9 @@ help:
 	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
 	@echo "make env      only set up .venv and build       make clean   remove all of that"
 
+# Files of tests are shared out to WORKERS processes, whose threads sleep while they wait.
 test: env
-	$(PY) -m pytest
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 demo: env
 	$(PY) -m benchmarks.demo

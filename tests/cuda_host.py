@@ -1,4 +1,4 @@
-"""What tests/test_cuda_host.py runs: the CUDA sources built for the CPU, and weights for them."""
+"""What test_cuda_host.py and test_cuda_race.py run: CUDA sources built for the CPU, and weights."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ void* current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t device_index, void** stream);
   static const Function function = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    void* found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    void* found = dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
     STD_TORCH_CHECK(found, "fastsn: expected a CUDA build of torch, got one without CUDA streams");
     return reinterpret_cast<Function>(found);
   }();

@@ -16,7 +16,7 @@ import torch
 
 import fastsn
 from fastsn import native
-from fastsn.backend import explain, select_backend
+from fastsn.backend import BACKENDS, explain, select_backend
 
 
 def main() -> int:
@@ -69,7 +69,8 @@ def _print_backends(device: torch.device) -> bool:
         problem = f"  {str(error).partition(chr(10))[0]}\n"
     for name, reasons in explain(device).items():
         verdict = "used" if name == used else "no" if reasons else "usable"
-        text = "\n".join(textwrap.fill(reason, 80) for reason in reasons)
+        notes = [BACKENDS[name].not_automatic] if verdict == "usable" else reasons
+        text = "\n".join(textwrap.fill(note, 80) for note in notes)
         print(f"  {name:<10}  {verdict:<6}  {text}".rstrip().replace("\n", "\n" + " " * 22))
     print(end=problem)
     return not problem

@@ -1,8 +1,9 @@
 """Backend choice: which implementation serves a call, and why the others do not.
 
 A backend asked for by name works or raises with every reason; ``auto`` takes the first of
-:data:`ORDER` that has no reason against it. The choice is made inside the op, where device and
-dtype are known, so eager and compiled code agree.
+:data:`ORDER` that has no reason against it, and passes over one that was never tried on the device
+it is for. The choice is made inside the op, where device and dtype are known, so eager and compiled
+code agree.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastsn import native, reference
+from fastsn import native, reference, triton_backend
 
 __all__ = ["ORDER", "Backend", "explain", "requested_backend", "select_backend", "use_backend"]
 
@@ -32,19 +33,7 @@ class Backend:
     backward: Callable[..., Any]
     unsupported_reasons: Reasons
     any_layout: bool  # False: weights are made contiguous first where problem.native_layout says no
-
-
-def _not_here(name: str) -> Reasons:
-    def reasons(
-        device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
-    ) -> list[str]:
-        return [f"this version of fastsn has no {name} kernels"]
-
-    return reasons
-
-
-def _missing(*args: Any) -> Any:
-    raise AssertionError("a backend with reasons against it was called")
+    not_automatic: str = ""  # why `auto` passes over it; asked for by name it serves
 
 
 BACKENDS = {
@@ -57,7 +46,15 @@ BACKENDS = {
             native.cuda.unsupported_reasons,
             False,
         ),
-        Backend("triton", _missing, _missing, _not_here("Triton"), False),
+        Backend(
+            "triton",
+            triton_backend.forward,
+            triton_backend.backward,
+            triton_backend.unsupported_reasons,
+            False,
+            # until benchmarks/results/ has a record of its `gpu` tests
+            not_automatic="its tests have not been run on a GPU yet: ask for it by name",
+        ),
         Backend(
             "cpu", native.cpu.forward, native.cpu.backward, native.cpu.unsupported_reasons, False
         ),
@@ -131,6 +128,8 @@ def _select(
     refusals = []
     for name in names:
         reasons = BACKENDS[name].unsupported_reasons(device, dtype, out_dtype)
+        if requested == "auto" and BACKENDS[name].not_automatic:
+            reasons = [*reasons, BACKENDS[name].not_automatic]
         if not reasons:
             return BACKENDS[name]
         refusals.append(f"  {name}: " + "; ".join(reasons))

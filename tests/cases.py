@@ -126,7 +126,7 @@ def plain(
 
 def wide(tensor: Tensor) -> np.ndarray:
     """The values as float64 (or complex128) NumPy."""
-    tensor = tensor.detach().resolve_conj()
+    tensor = tensor.detach().resolve_conj().cpu()
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64).numpy()
 
 

@@ -35,6 +35,7 @@ def normalize(dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.fixture(autouse=True)
 def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("FASTSN_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     choice._select.cache_clear()
     yield
     choice._select.cache_clear()
@@ -148,6 +149,28 @@ def test_auto_takes_the_first_without_a_reason() -> None:
         assert select("auto", dtype) == ("reference" if reasons["cpu"] else "cpu")
 
 
+def test_auto_passes_over_a_backend_that_was_never_tried_on_its_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert choice.BACKENDS["triton"].not_automatic
+    serving = dataclasses.replace(
+        choice.BACKENDS["triton"], unsupported_reasons=lambda *args: [], not_automatic="untried"
+    )
+    monkeypatch.setitem(choice.BACKENDS, "triton", serving)
+    assert select("triton") == "triton" and select("auto") in ("cpu", "reference")
+    for name in ("cuda", "cpu", "reference"):
+        refusing = dataclasses.replace(
+            choice.BACKENDS[name], unsupported_reasons=lambda *args: ["not here"]
+        )
+        monkeypatch.setitem(choice.BACKENDS, name, refusing)
+    choice._select.cache_clear()
+    with pytest.raises(RuntimeError, match="  triton: untried"):
+        select("auto")
+    tried = dataclasses.replace(serving, not_automatic="")
+    monkeypatch.setitem(choice.BACKENDS, "triton", tried)
+    assert select("auto") == "triton"
+
+
 def test_auto_is_compiled_where_it_can_be(
     require_backend: Callable[[str, Sequence[str]], None],
 ) -> None:
@@ -202,7 +225,9 @@ def test_refusal_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_backend_left_gives_the_reasons_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         refusing = dataclasses.replace(
-            choice.BACKENDS[name], unsupported_reasons=lambda *args, name=name: [f"not {name}"]
+            choice.BACKENDS[name],
+            unsupported_reasons=lambda *args, name=name: [f"not {name}"],
+            not_automatic="",
         )
         monkeypatch.setitem(choice.BACKENDS, name, refusing)
     with pytest.raises(RuntimeError) as raised:

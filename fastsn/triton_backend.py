@@ -32,8 +32,9 @@ _CAPABILITY = (8, 0)
 
 #: 256 threads a program, with 16 elements of a tile in each (TILES in triton_plan.py).
 _NUM_WARPS = 8
-#: Registers a thread: for three programs per multiprocessor, without spills; for two with float64.
-_REGISTERS, _REGISTERS_FLOAT64 = 80, 128
+#: Registers a thread at most, none spilled: three programs fit on a multiprocessor, or two where a
+#: kernel takes more: all kernels with float64, and write_gradients, which takes some 90.
+_REGISTERS, _MORE_REGISTERS = 80, 128
 
 
 # What this machine can do
@@ -144,16 +145,16 @@ def _check_devices(device: torch.device, **lists: Sequence[Tensor]) -> None:
 
 
 def _launch(kernel: Any, programs: int, accumulate: torch.dtype, *args: Any) -> None:
-    kernel[(programs,)](*args, **options(accumulate))
+    kernel[(programs,)](*args, **options(kernel.fn.__name__, accumulate))
 
 
 @cache
-def options(accumulate: torch.dtype) -> dict[str, int]:
-    """How kernels are compiled whose sums have dtype ``accumulate``."""
+def options(kernel: str, accumulate: torch.dtype) -> dict[str, int]:
+    """How a kernel is compiled whose sums have dtype ``accumulate``."""
     if torch.version.hip is not None:
         return {"num_warps": _NUM_WARPS}
-    registers = _REGISTERS_FLOAT64 if accumulate == torch.float64 else _REGISTERS
-    return {"num_warps": _NUM_WARPS, "maxnreg": registers}
+    more = kernel == "write_gradients" or accumulate == torch.float64
+    return {"num_warps": _NUM_WARPS, "maxnreg": _MORE_REGISTERS if more else _REGISTERS}
 
 
 def _guard(device: torch.device) -> AbstractContextManager[Any]:
@@ -227,7 +228,7 @@ def forward(
             _launch(evaluate, len(weights), accumulate, *tables, scalars, *concluded)
         for iteration in range(n_power_iterations):
             launch(multiply_rows, counters, w, v, iteration == 0, False)
-            launch(multiply_cols, counters, *concluded, w)
+            launch(multiply_cols, counters, *concluded, w, torch.version.hip is not None)
         launch(write_weights, vectors, w, v, out)
     return results, sigmas, vectors, view_stats
 

@@ -59,6 +59,7 @@ from fastsn.triton_walk import (
     elements,
     number,
     place,
+    publish,
     square_sum,
     total,
 )
@@ -210,7 +211,7 @@ def _add_cols_view(
 @triton.jit
 def multiply_cols(
     tile_problems, problems, arguments, sums, scalars, counters, scales, sigmas, view_stats,
-    W: tl.constexpr, TILES: tl.constexpr,
+    W: tl.constexpr, HIP: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """All of ``s = M v`` and of ``t = M^T s / max(||s||, eps)``, and what follows from them."""
     index = tl.load(tile_problems + tl.program_id(0)).to(tl.int64)
@@ -229,15 +230,14 @@ def multiply_cols(
             if k != LONG:
                 _multiply_cols_view(weight, problem, tile, sums, scalars, 0, TA, TB, TC)
             _multiply_cols_view(weight, problem, tile, sums, scalars, 1, TA, TB, TC)
-            # All threads have written their parts before one of them counts the tile as done.
-            tl.debug_barrier()
+            publish(HIP)  # the tile's parts, before it is counted as done
             if k != LONG:
                 added += _add_cols_view(
                     problem, argument, tile, sums, scalars, counters, 0, TA, TB, TC
                 )
             added += _add_cols_view(problem, argument, tile, sums, scalars, counters, 1, TA, TB, TC)
     if added > 0:
-        tl.debug_barrier()
+        publish(HIP)
         done = tl.atomic_add(counters + tl.load(problem + DONE), added, sem="acq_rel", scope="gpu")
         if done + added == tl.load(problem + ALL_DONE):
             conclude(index, problem, argument, scalars, scales, sigmas, view_stats, False)

@@ -50,6 +50,7 @@ GIVEN = tl.constexpr(5)  # given vectors: rows' and columns' of the view along a
 ARGUMENT_COLUMNS = tl.constexpr(9)
 
 _LANES = tl.constexpr(256)  # scalars that are added at a time
+_THREADS = tl.constexpr(512)  # of a program on AMD: 8 waves of 64 (triton_backend.py)
 
 
 @triton.jit
@@ -80,6 +81,21 @@ def total(pointer, count):
         mask = first + lanes < count
         sums += tl.load(pointer + first + lanes, mask=mask, other=0.0, cache_modifier=".cg")
     return tl.sum(sums, 0)
+
+
+@triton.jit
+def publish(HIP: tl.constexpr):
+    """Puts all that this program's threads have stored before what one of them counts after.
+
+    NVIDIA's barrier orders stores, AMD's does not wait for those that are still on their way.
+    """
+    if HIP:
+        lanes = tl.arange(0, _THREADS)  # so that every wave waits
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)\nv_mov_b32 $0, $1", "=v,v", [lanes],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    tl.debug_barrier()
 
 
 @triton.jit

@@ -20,13 +20,6 @@ from fastsn.triton_forward import multiply_cols, multiply_rows, write_weights
 from fastsn.triton_gradients import inner_products, write_gradients
 from fastsn.triton_plan import BLOCK, TILES, triton_dtype
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-
 #: Kernels and the constants that choose between their forms; "scales": None means floats.
 KERNELS = {
     "first rows": (multiply_rows, {"FIRST": True, "EVALUATE": False}),
@@ -37,7 +30,6 @@ KERNELS = {
     "weights": (write_weights, {}),
     "products": (inner_products, {}),
     "gradients": (write_gradients, {}),
-    "plain gradients": (write_gradients, {"scales": None, "grad_sigmas": None}),
 }
 
 _POINTERS = {
@@ -48,28 +40,26 @@ _POINTERS = {
 }
 
 
-#: Input and output dtypes by target: each dtype once, and what autocast makes of float32 weights.
-VARIANTS = {
-    "sm_80": ("sm_80", torch.float16, torch.float16),
-    "sm_90": ("sm_90", torch.float32, torch.float32),
-    "sm_100": ("sm_100", torch.bfloat16, torch.bfloat16),
-    "gfx942": ("gfx942", torch.float64, torch.float64),
-    "autocast": ("sm_90", torch.float32, torch.bfloat16),
+#: Targets and the dtype each is compiled for: every dtype once.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), torch.float16),
+    "sm_90": (GPUTarget("cuda", 90, 32), torch.float32),
+    "sm_100": (GPUTarget("cuda", 100, 32), torch.bfloat16),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), torch.float64),
 }
 
 
-def compile_kernel(name: str, target: str, dtype: torch.dtype, out_dtype: torch.dtype) -> Any:
-    """A kernel for weights of ``dtype`` and results of ``out_dtype``, as a launch would have it."""
+def compile_kernel(name: str, target_name: str) -> Any:
+    """A kernel as a launch would have it, with all dtypes alike."""
     kernel, chosen = KERNELS[name]
+    target, dtype = TARGETS[target_name]
     accumulate = accumulate_dtype(dtype)
-    backward = kernel in (inner_products, write_gradients)
     constants = {
-        **dict.fromkeys(("W", "V"), triton_dtype(dtype)),
-        "G": triton_dtype(out_dtype),
-        "OUT": triton_dtype(dtype if backward else out_dtype),
+        **dict.fromkeys(("W", "V", "G", "OUT"), triton_dtype(dtype)),
         "A": triton_dtype(accumulate),
         "TILES": TILES,
         "BLOCK": BLOCK,
+        "HIP": target.backend == "hip",
         **chosen,
     }
     signature, constexprs, attributes = {}, {}, {}
@@ -80,11 +70,24 @@ def compile_kernel(name: str, target: str, dtype: torch.dtype, out_dtype: torch.
             pointed = f"*{triton_dtype(accumulate)}"
             signature[parameter] = _POINTERS.get(parameter, pointed)
             attributes[(i,)] = [["tt.divisibility", 16]]
-    options = dict(triton_backend.options(accumulate))
-    if TARGETS[target].backend == "hip":
+    options = dict(triton_backend.options(kernel.fn.__name__, accumulate))
+    if target.backend == "hip":
         options.pop("maxnreg", None)
     source = ASTSource(kernel, signature, constexprs, attributes)
-    return triton.compile(source, target=TARGETS[target], options=options)
+    return triton.compile(source, target=target, options=options)
+
+
+class Machine:
+    """What Triton asks of a driver before it compiles for a launch: a GPU that is not there."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS["sm_90"][0]
+
+    def get_current_device(self) -> str:
+        return "not there"
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
 
 
 def spilled(compiled: Any, folder: Path) -> Iterator[int]:

@@ -240,6 +240,7 @@ def test_import_of_fastsn_imports_no_triton() -> None:
 # Kernels
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter() -> None:
     """tests/test_triton_kernels.py, in a process in which Triton has not been imported yet."""
     file = "tests/test_triton_kernels.py"
@@ -292,6 +293,7 @@ def test_kernels_compile_for_every_target_without_spills(
             assert "s_barrier" in code and "global_store" not in code.partition("s_barrier")[0]
 
 
+@pytest.mark.slow
 def test_launches_compile_as_calls_make_them(
     compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

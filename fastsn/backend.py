@@ -1,8 +1,9 @@
 """Backend choice: which implementation serves a call, and why the others do not.
 
 A backend asked for by name works or raises with every reason; ``auto`` takes the first of
-:data:`ORDER` that has no reason against it. The choice is made inside the op, where device and
-dtype are known, so eager and compiled code agree.
+:data:`ORDER` that has no reason against it, and passes over one that was never tried on the device
+it is for. The choice is made inside the op, where device and dtype are known, so eager and compiled
+code agree.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastsn import native, reference
+from fastsn import native, reference, triton_backend
 
 __all__ = ["ORDER", "Backend", "explain", "requested_backend", "select_backend", "use_backend"]
 
@@ -37,18 +38,8 @@ class Backend:
     auto_reason: str = ""  # why `auto` passes it over, although it works when asked for by name
 
 
-def _not_here(name: str) -> Reasons:
-    def reasons(
-        device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
-    ) -> list[str]:
-        return [f"this version of fastsn has no {name} kernels"]
-
-    return reasons
-
-
-def _missing(*args: Any) -> Any:
-    raise AssertionError("a backend with reasons against it was called")
-
+# until scripts/gpu.sh has recorded that a backend passes its tests on a GPU
+_UNTRIED = "benchmarks/results/ has no record of its tests on a GPU yet: ask for it by name"
 
 BACKENDS = {
     backend.name: backend
@@ -60,10 +51,16 @@ BACKENDS = {
             native.cuda.unsupported_reasons,
             any_layout=False,
             stores_vectors=True,
-            auto_reason="benchmarks/results/ has no record of its tests on a GPU yet; ask for it "
-            "by name",
+            auto_reason=_UNTRIED,
         ),
-        Backend("triton", _missing, _missing, _not_here("Triton"), any_layout=False),
+        Backend(
+            "triton",
+            triton_backend.forward,
+            triton_backend.backward,
+            triton_backend.unsupported_reasons,
+            any_layout=False,
+            auto_reason=_UNTRIED,
+        ),
         Backend(
             "cpu",
             native.cpu.forward,

@@ -36,6 +36,7 @@ def normalize(dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.fixture(autouse=True)
 def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("FASTSN_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     choice.forget_choices()
     yield
     choice.forget_choices()
@@ -170,17 +171,18 @@ def test_auto_passes_over_a_backend_that_works_by_name(monkeypatch: pytest.Monke
     assert select("auto") == "reference"
     assert select("cpu") == "cpu" and choice.explain(CPU)["cpu"] == []
     monkeypatch.setattr(choice, "ORDER", ("cpu",))
-    choice._select.cache_clear()
+    choice.forget_choices()
     with pytest.raises(RuntimeError, match="  cpu: untried$"):
         select("auto")
 
 
-def test_auto_takes_gpu_kernels_only_after_a_recorded_run_of_their_tests() -> None:
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_auto_takes_gpu_kernels_only_after_a_recorded_run_of_their_tests(name: str) -> None:
     """scripts/gpu.sh writes the records."""
     folder = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "gpu-tests"
-    runs = [json.loads(path.read_text())["backends"].get("cuda") for path in folder.glob("*.json")]
+    runs = [json.loads(path.read_text())["backends"].get(name) for path in folder.glob("*.json")]
     passed = any(run and run["passed"] and not run["failed"] for run in runs)
-    assert bool(choice.BACKENDS["cuda"].auto_reason) != passed
+    assert bool(choice.BACKENDS[name].auto_reason) != passed
 
 
 # Refusals
@@ -222,7 +224,9 @@ def test_refusal_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_backend_left_gives_the_reasons_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         refusing = dataclasses.replace(
-            choice.BACKENDS[name], unsupported_reasons=lambda *args, name=name: [f"not {name}"]
+            choice.BACKENDS[name],
+            unsupported_reasons=lambda *args, name=name: [f"not {name}"],
+            auto_reason="",
         )
         monkeypatch.setitem(choice.BACKENDS, name, refusing)
     with pytest.raises(RuntimeError) as raised:

@@ -94,18 +94,19 @@ def random_case(shape: tuple[int, ...], dtype: torch.dtype, dim: int | None = No
     return Case(weight, pairs, dim, kind, random.choice([1.0, 0.7, 1.9]), grad, random.random())
 
 
-def check_accuracy(cases: list[Case], dtype: torch.dtype, n: int) -> None:
+def check_accuracy(cases: list[Case], dtype: torch.dtype, n: int, device: str = "cpu") -> None:
     """One call for all cases, judged by the oracle with torch's errors as the measure."""
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    weights = [case.weight.requires_grad_() for case in cases]
-    scales = [case.scale for case in cases]
+    weights = [case.weight.to(device).requires_grad_() for case in cases]
+    pairs = [[(u.to(device), v.to(device)) for u, v in case.pairs] for case in cases]
     result = call(
-        weights, [c.pairs for c in cases], [c.dim for c in cases], [c.kind for c in cases],
-        scale=scales, n=n,
+        weights, pairs, [c.dim for c in cases], [c.kind for c in cases],
+        scale=[case.scale for case in cases], n=n,
     )  # fmt: skip
     grad_sigmas = torch.tensor([case.grad_sigma for case in cases], dtype=accumulate)
+    pulls = [*(case.grad for case in cases), grad_sigmas]
     grads = torch.autograd.grad(
-        [*result.weights, result.sigmas], weights, [*(case.grad for case in cases), grad_sigmas]
+        [*result.weights, result.sigmas], weights, [pull.to(device) for pull in pulls]
     )
     for i, case in enumerate(cases):
         options = {"dim": case.dim, "kind": case.kind, "scale": case.scale}

@@ -61,10 +61,10 @@ def simulated(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels = {"forward": host.forward, "backward": host.backward}
     backend = replace(choice.BACKENDS["cuda"], **kernels, unsupported_reasons=lambda *args: [])
     monkeypatch.setitem(choice.BACKENDS, "cuda", backend)
-    choice._select.cache_clear()
+    choice.forget_choices()
     with fastsn.use_backend("cuda"):
         yield
-    choice._select.cache_clear()
+    choice.forget_choices()
 
 
 @pytest.mark.usefixtures("simulated")

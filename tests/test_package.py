@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A module imports from layers above its own in this table, which it builds on, and no others.
 LAYERS = (
     {"problem", "functorch", "analysis", "triton_walk"},
-    {"layout", "reference", "native", "triton_plan", "triton_forward", "triton_gradients"},
+    {"layout", "reference", "native", "triton_plan", "triton_conclude", "triton_gradients"},
+    {"triton_tables", "triton_forward"},
     {"triton_backend"},
     {"backend"},
     {"kernels"},

@@ -66,22 +66,30 @@ def _one_message(error: Exception) -> str:
 
 def _with_presets(arguments: list[str]) -> list[str]:
     """``--config NAME`` of a preset as the preset's options, for the parser to read."""
-    from fastsn.gan.presets import load_preset
-
     found = []
     waiting = False
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if waiting or (flag == "--config" and equals):
             name = argument if waiting else value
-            content = name if Path(name).exists() else load_preset(name).to_yaml()
-            found.append(f"--config={content}")
+            found.append(f"--config={_content(name)}")
             waiting = False
         elif argument == "--config":
             waiting = True
         else:
             found.append(argument)
     return [*found, "--config"] if waiting else found
+
+
+def _content(name: str) -> str:
+    from fastsn.gan.config import ConfigError, read_yaml
+    from fastsn.gan.presets import load_preset
+
+    if not Path(name).exists():
+        return load_preset(name).to_yaml()
+    if not isinstance(read_yaml(Path(name)), dict):
+        raise ConfigError(f"{name}: expected sections such as 'data' and 'train'")
+    return name
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, Any]]:
@@ -163,6 +171,10 @@ def _source_options(parser: ArgumentParser) -> None:
 
 
 def _eval_options(parser: ArgumentParser) -> None:
+    from typing import get_type_hints
+
+    from docstring_parser import parse
+
     from fastsn.gan.config import DataConfig, EvalConfig
 
     _source_options(parser)
@@ -170,8 +182,15 @@ def _eval_options(parser: ArgumentParser) -> None:
         "--images", type=bool, default=False, help="source is a folder of images, not of a run"
     )
     parser.add_argument("--out", type=str | None, default=None, help="JSON file to write, too")
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_class_arguments(EvalConfig, "eval", skip={"every"})
+    for section, options in (("data", DataConfig), ("eval", EvalConfig)):
+        for option in parse(str(options.__doc__)).params:
+            if option.arg_name != "every":
+                parser.add_argument(
+                    f"--{section}.{option.arg_name}",
+                    type=get_type_hints(options)[option.arg_name] | None,
+                    default=None,
+                    help=f"{option.description} Default: the run's.",
+                )
 
 
 def _eval(options: Namespace) -> int:

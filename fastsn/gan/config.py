@@ -32,6 +32,7 @@ __all__ = [
     "differences",
     "from_dict",
     "read_config",
+    "read_yaml",
 ]
 
 #: Options that may differ between the parts of one run: where things are, and how long it goes on.
@@ -330,13 +331,21 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
 
 
-def read_config(path: Path) -> Config:
-    """The configuration of a YAML file."""
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read; the message names the file.
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: expected a readable YAML file, got: {error}") from None
-    return from_dict(tree, str(path))
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a YAML file."""
+    return from_dict(read_yaml(path), str(path))
 
 
 def differences(mine: Config, theirs: Config) -> list[str]:

@@ -13,7 +13,7 @@ from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config
 from fastsn.gan.data import load_images
 from fastsn.gan.diagnostics import diagnose
-from fastsn.gan.evaluation import Evaluator
+from fastsn.gan.evaluation import Evaluator, best_by
 from fastsn.gan.logs import Log, require_tensorboard
 from fastsn.gan.process import settings, until_sigterm
 from fastsn.gan.ranks import Ranks, choose_device
@@ -84,7 +84,9 @@ def train(
         ranks.start(device)
         try:
             trainer = Trainer(config, images, device, ranks)
-            evaluator = Evaluator(config.eval, trainer.images, device) if ranks.first else None
+            evaluator = None
+            if ranks.first and config.eval.every:
+                evaluator = Evaluator(config.eval, trainer.images, device)
             return _Run(config, run, trainer, evaluator, ranks, show).go()
         finally:
             ranks.stop()
@@ -233,14 +235,13 @@ class _Run:
                 save_png(self.run.samples / f"step-{step:08d}.png", picture)
                 log.images(step, picture)
             if _due(step, config.eval.every, last):
-                assert self.evaluator is not None
                 log.metrics(step, self._evaluate(step))
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         assert self.evaluator is not None
         trainer = self.trainer
-        row = self.evaluator(trainer.sampled, trainer.rng, step)
-        name = self.evaluator.best_by
+        row = self.evaluator.generator(trainer.sampled, trainer.rng, step)
+        name = best_by(row)
         if row[name] < trainer.best.get("value", float("inf")):
             trainer.best = {"name": name, "value": row[name], "step": step}
         return row

@@ -6,6 +6,7 @@ import math
 
 from fastsn.gan.config import Config, ConfigError, flatten
 from fastsn.gan.data import DATASETS
+from fastsn.gan.features import EXTRACTORS
 from fastsn.gan.losses import LOSSES
 from fastsn.gan.models import NETWORKS
 from fastsn.gan.normalization import METHODS, SCALED
@@ -54,7 +55,7 @@ def validate(config: Config) -> Config:
         "loss.name": [*LOSSES],
         "optim.decay": ["none", "linear"],
         "train.device": ["auto", "cpu", "cuda"],
-        "eval.extractor": ["inception", "classifier"],
+        "eval.extractor": [*EXTRACTORS],
     }
     options = dict(flatten(config.to_dict()))
     for name, allowed in choices.items():

@@ -210,15 +210,11 @@ def read_array(path: Path) -> Tensor:
     import numpy as np
 
     try:
-        loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                names = loaded.files
-                if "images" not in names and len(names) != 1:
-                    raise DataError(
-                        f"{path}: expected an array named 'images' or a single one, got {names}"
-                    )
-                loaded = loaded["images" if "images" in names else names[0]]
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                loaded = arrays[_only(path, arrays.files)]
+        else:
+            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
@@ -236,3 +232,11 @@ def read_array(path: Path) -> Tensor:
     if pixels.shape[3] in (1, 3):
         return pixels.permute(0, 3, 1, 2)
     raise DataError(f"{path}: expected images of 1 or 3 channels, got {list(pixels.shape)}")
+
+
+def _only(path: Path, names: list[str]) -> str:
+    if "images" in names:
+        return "images"
+    if len(names) != 1:
+        raise DataError(f"{path}: expected an array named 'images' or a single one, got {names}")
+    return names[0]

@@ -274,3 +274,7 @@ COMMANDS: dict[str, tuple[str, Any, Any]] = {
 
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Metrics of a generator, while it is trained and by ``fastsn eval`` (:mod:`fastsn.gan.metrics`)."""
+"""Metrics of a generator, while it is trained and by ``fastsn eval``."""
 
 from __future__ import annotations
 

@@ -19,8 +19,13 @@ __all__ = ["load_preset", "preset_names"]
 DATA_SETS = ("mnist", "cifar10", "stl10", "celeba", "imagenet")
 #: The data sets that the paper trains with every row of Table 7.
 WITH_TABLE_7 = ("cifar10", "stl10", "celeba")
-#: The methods that only CIFAR10 has (appendix I).
-ONLY_CIFAR10 = ("wgan_gp", "wgan_gp_explode")
+#: The methods that the paper trains on some data sets only (appendix I; section 4, appendix K), and
+#: not with Table 7.
+ONLY = {
+    "wgan_gp": ("cifar10",),
+    "wgan_gp_explode": ("cifar10",),
+    "sn_conv": ("mnist", "cifar10", "stl10"),
+}
 
 
 @cache
@@ -35,10 +40,10 @@ def _parts() -> dict[str, tuple[str, str, str]]:
     parts = {}
     for data in DATA_SETS:
         for method in _read("methods"):
-            if method in ONLY_CIFAR10 and data != "cifar10":
+            if data not in ONLY.get(method, DATA_SETS):
                 continue
-            rows = ["", *_read("table7")] if data in WITH_TABLE_7 else [""]
-            for row in [""] if method in ONLY_CIFAR10 else rows:
+            with_rows = data in WITH_TABLE_7 and method not in ONLY
+            for row in ["", *_read("table7")] if with_rows else [""]:
                 name = "_".join(part for part in (data, method, row) if part)
                 parts[f"paper/{name}"] = data, method, row
     return parts

@@ -203,6 +203,11 @@ _DOWNLOAD = (
     'python -c "from fastsn.gan.compat import import_torchvision as tv; '
     "tv().datasets.{}('{{root}}', download=True)\""
 )
+_DEBIAN = (
+    " (or, on Debian: apt-get install dataset-fashion-mnist && mkdir -p {root}/FashionMNIST/raw "
+    "&& for f in /usr/share/datasets/fashion-mnist/*.gz; "
+    'do gunzip -c "$f" > {root}/FashionMNIST/raw/$(basename "$f" .gz); done)'
+)
 _UNTAR = (
     "registering at https://image-net.org for ILSVRC2012_img_train.tar, then: "
     "mkdir -p {root}/train && tar -xf ILSVRC2012_img_train.tar -C {root}/train "
@@ -222,7 +227,7 @@ DATASETS: dict[str, Dataset] = {
     "fashion_mnist": Dataset(
         _mnist("fashion_mnist", "FashionMNIST"),
         "ROOT/FashionMNIST/raw/train-images-idx3-ubyte",
-        _DOWNLOAD.format("FashionMNIST"),
+        _DOWNLOAD.format("FashionMNIST") + _DEBIAN,
     ),
     "cifar10": Dataset(
         _cifar10, "ROOT/cifar-10-batches-py/data_batch_1", _DOWNLOAD.format("CIFAR10")

@@ -150,7 +150,10 @@ def _load(network: nn.Module, state: Any, path: Path) -> None:
 
 
 class _Inception(nn.Module):
-    """torch-fidelity's Inception: resized as TensorFlow 1 did, scores without biases, all 1008."""
+    """torch-fidelity's Inception: images resized as TensorFlow 1 did, scores without biases.
+
+    Like torch-fidelity we take IS over all 1008 scores; the authors' code takes the first 1000.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -141,6 +141,7 @@ def _train_options(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> int:
     from fastsn.gan.config import from_dict
+    from fastsn.gan.ranks import Ranks
     from fastsn.gan.train import Stopped, train
 
     tree = options.as_dict()
@@ -154,7 +155,8 @@ def _train(options: Namespace) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("fastsn: interrupted; the same command goes on from the last checkpoint\n")
         return 130
-    _say(f"{result.reason} at step {result.step}: {result.path}")
+    if Ranks.from_environment().first:
+        _say(f"{result.reason} at step {result.step}: {result.path}")
     return 0
 
 

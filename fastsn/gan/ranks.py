@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from fastsn.gan.config import ConfigError
 
@@ -71,6 +72,24 @@ class Ranks:
             dist.all_reduce(values)
             values = values / self.size
         return values
+
+    @torch.no_grad()
+    def average_gradients(self, network: nn.Module) -> None:
+        """Replaces the gradients of ``network`` by their means over the processes.
+
+        One sum of all of them, laid out the same at every call: with DistributedDataParallel the
+        order in which numbers are added would depend on when a run was resumed, because it groups
+        the gradients anew after its first iteration.
+        """
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        shaped = [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
+        torch._foreach_copy_(gradients, shaped)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """``[size, ...]``: the values of every process."""

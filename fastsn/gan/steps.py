@@ -24,10 +24,9 @@ class Networks:
     Attributes:
         generator: ``z [n, z_dim]`` to images ``[n, c, h, w]`` in [-1, 1].
         discriminator: images to scores ``[n, 1]``.
-        call_generator: the generator as it is called to train it: itself, compiled, or in DDP.
-        call_discriminator: likewise; never used where only the generator learns, because DDP would
-            wait for gradients of the discriminator.
-        fixed_discriminator: likewise, for the generator's update.
+        call_generator: the generator as it is called to train it: itself, or compiled.
+        call_discriminator: likewise.
+        share_gradients: averages the gradients of a network over the processes of the run.
         optimizer_g: of the generator.
         optimizer_d: of the discriminator.
         average: the generator's moving average, or None.
@@ -37,7 +36,7 @@ class Networks:
     discriminator: nn.Module
     call_generator: Callable[[Tensor], Tensor]
     call_discriminator: Callable[[Tensor], Tensor]
-    fixed_discriminator: Callable[[Tensor], Tensor]
+    share_gradients: Callable[[nn.Module], None]
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
     average: nn.Module | None = None
@@ -86,6 +85,7 @@ def discriminator_step(
             away = gradient_penalty(nets.call_discriminator, real, fake, penalty_rng, unit=unit)
         total = total + penalty * away
     total.backward()
+    nets.share_gradients(nets.discriminator)
     nets.optimizer_d.step()
     return torch.stack([total.detach(), real_scores.detach().mean(), fake_scores.detach().mean()])
 
@@ -99,9 +99,10 @@ def generator_step(nets: Networks, loss: Loss, z: Tensor, precision: Precision) 
     nets.discriminator.requires_grad_(False)
     nets.optimizer_g.zero_grad(set_to_none=True)
     with precision():
-        scores = nets.fixed_discriminator(nets.call_generator(z))
+        scores = nets.call_discriminator(nets.call_generator(z))
     total = loss.generator(scores.float())
     total.backward()
+    nets.share_gradients(nets.generator)
     nets.optimizer_g.step()
     return total.detach().reshape(1)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config, ConfigError
@@ -132,19 +131,12 @@ class Trainer:
         call_d: Any = discriminator
         if config.speed.compile:
             call_g, call_d = torch.compile(generator), torch.compile(discriminator)
-        fixed_d = call_d
-        if self.ranks.size > 1:
-            # Buffers are equal on all ranks but for the generator's batch statistics, of which the
-            # first rank's are the run's.
-            options: dict[str, Any] = {"broadcast_buffers": False}
-            call_g = DistributedDataParallel(call_g, **options)
-            call_d = DistributedDataParallel(call_d, **options)
         return Networks(
             generator,
             discriminator,
             call_g,
             call_d,
-            fixed_d,
+            self.ranks.average_gradients,
             self._optimizer(generator, config.optim.lr_g),
             self._optimizer(discriminator, config.optim.lr_d),
             average,

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastsn.gan.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")
     parser.add_argument("--images", type=Path, help="folder for the README's pictures and numbers")
+    parser.add_argument("--readme", type=Path, help="file to write the numbers into, too")
     parser.add_argument("--steps", type=int, help="iterations; default: the preset's")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing each method")
     options = parser.parse_args(argv)
     started = time.perf_counter()
     steps = options.steps or load_preset("demo").train.steps
@@ -61,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     title("Time of a training step, in one process, in turns")
     config = load_preset("demo")
     times = measure(
-        BenchOptions(width=config.model.width, batch=config.optim.batch_d, seconds=3, device="cpu")
+        BenchOptions(
+            width=config.model.width,
+            batch=config.optim.batch_d,
+            seconds=options.seconds,
+            device="cpu",
+        )
     )
     print(indent(table(times)))
 
@@ -70,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = report([options.out], options.out / "report")
     if options.images is not None:
         publish(options.out, options.images)
+    if options.readme is not None:
+        write_readme(options.readme, summary)
     title("What came out")
     problems = show(summary, steps)
     print(f"\n  pictures   {page.parent}\n  all of it  {page}")
@@ -155,6 +164,33 @@ def publish(out: Path, images: Path) -> None:
     with Image.open(max((out / "samples").glob("step-*.png"))) as grid:
         larger = grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST)
         larger.save(images / "demo-samples.png", optimize=True)
+
+
+def write_readme(readme: Path, summary: dict[str, Any]) -> None:
+    """The numbers, between the marks ``demo:begin`` and ``demo:end``."""
+    last, name, times = summary["last"], summary["metric"], summary["step_time"]
+    protocol, options = last["protocol"], times["options"]
+    by_step = ", ".join(f"{value:.1f} at {step}" for step, value in summary["by_step"].items())
+    lines = [
+        f"Frechet distance ({name}) by iteration: {by_step}; in the features of a small "
+        f"{protocol['extractor']}, so not an FID.",
+        "",
+        f"Training step of that network (width {options['width']:g}, batch {options['batch']}, "
+        f"{times['environment']['threads']} threads, torch {times['environment']['torch']}), "
+        "medians in one process, in turns:",
+        "",
+        "|  | step | more than without a norm |",
+        "| --- | ---: | ---: |",
+    ]
+    for row in times["rows"]:
+        extra = "" if row is times["rows"][0] else f"{row['overhead_s'] * 1e3:.2f} ms"
+        lines.append(f"| {row['contender']} | {row['median_s'] * 1e3:.1f} ms | {extra} |")
+    head, _, rest = readme.read_text(encoding="utf-8").partition("<!-- demo:begin -->\n")
+    _, _, tail = rest.partition("<!-- demo:end -->")
+    if not tail:
+        raise ValueError(f"{readme}: expected the marks demo:begin and demo:end, got none")
+    block = "\n".join(["<!-- demo:begin -->", *lines, "<!-- demo:end -->"])
+    readme.write_text(f"{head}{block}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,10 @@ class _Run:
             asked = stop.is_set()
             if self.ranks.size > 1:
                 asked = logs and self.ranks.any(asked, trainer.device)
-            saves = asked or step % config.checkpoint.every == 0 or step == config.train.steps
+            last = step == config.train.steps
+            # What is evaluated is saved, so that the best of it is.
+            evaluates = _due(step, config.eval.every, last)
+            saves = asked or evaluates or _due(step, config.checkpoint.every, last)
             trainer.iterate(hold=saves)
             if logs:
                 self._log_losses(step)
@@ -256,9 +259,10 @@ class _Run:
             with self.log.not_training():
                 self.log.sync()
                 content = checkpoint.to_bytes(state)
-                checkpoint.save_bytes(checkpoint.step_path(self.run.checkpoints, step), content)
+                # The best one first: killed between the two, the run does this step again.
                 if trainer.best.get("step") == step:
                     checkpoint.save_bytes(self.run.checkpoints / "best.pt", content)
+                checkpoint.save_bytes(checkpoint.step_path(self.run.checkpoints, step), content)
                 checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
         self.saved = step
 

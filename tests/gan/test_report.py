@@ -79,8 +79,8 @@ def test_metrics_say_what_they_depend_on(runs: list[Path]) -> None:
     assert len(rows[0]["protocol"]["extractor_sha256"]) == 64
     best = min(rows, key=lambda row: row["frechet_20_20"])
     state = torch.load(runs[0] / "checkpoints" / "best.pt", weights_only=True)
-    # Evaluations come at steps 15 and 30, checkpoints at 10, 20 and 30.
-    assert state["best"]["step"] == best["step"]
+    assert state["best"]["step"] == state["step"] == best["step"]
+    assert state["best"]["value"] == best["frechet_20_20"]
 
 
 def test_tensorboard_has_the_same_numbers(runs: list[Path]) -> None:

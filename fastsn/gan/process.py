@@ -50,7 +50,8 @@ def settings(speed: SpeedConfig, device: torch.device) -> Iterator[None]:
     cuda.allow_tf32 = cudnn.allow_tf32 = speed.tf32
     cudnn.benchmark = not speed.deterministic
     if speed.deterministic:
-        torch.use_deterministic_algorithms(True)
+        # An operation without a deterministic version says so once, and is used all the same.
+        torch.use_deterministic_algorithms(True, warn_only=True)
         memory.fill_uninitialized_memory = False
     try:
         yield

@@ -145,7 +145,11 @@ class Trainer:
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Adam:
         optim = self.config.optim
         return torch.optim.Adam(
-            network.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), fused=True
+            network.parameters(),
+            lr=lr,
+            betas=(optim.beta1, optim.beta2),
+            fused=True,
+            capturable=self.config.speed.cuda_graphs,
         )
 
     def _autocast(self) -> AbstractContextManager[None]:

@@ -83,6 +83,11 @@ def _check_together(config: Config) -> None:
         )
     if speed.cuda_graphs and speed.compile:
         raise ConfigError("speed.cuda_graphs: expected false with speed.compile, got both")
+    if speed.cuda_graphs and config.optim.decay != "none":
+        raise ConfigError(
+            f"speed.cuda_graphs: expected false with optim.decay {config.optim.decay!r}, got both: "
+            "a graph keeps the learning rate it was captured with"
+        )
     if speed.cuda_graphs and config.loss.gradient_penalty:
         raise ConfigError(
             "speed.cuda_graphs: expected false with loss.gradient_penalty, got both: its random "

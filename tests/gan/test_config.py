@@ -49,6 +49,14 @@ BAD = [
     ({"optim": {"decay": "cosine"}}, "optim.decay: expected one of"),
     ({"speed": {"tf32": "yes"}}, "speed.tf32: expected bool, got 'yes'"),
     ({"speed": {"cuda_graphs": True, "compile": True}}, "speed.cuda_graphs: expected false"),
+    (
+        {"speed": {"cuda_graphs": True}, "optim": {"decay": "linear"}},
+        "speed.cuda_graphs: expected false with optim.decay 'linear'",
+    ),
+    (
+        {"speed": {"cuda_graphs": True}, "loss": {"gradient_penalty": 10.0}},
+        "speed.cuda_graphs: expected false with loss.gradient_penalty",
+    ),
     ({"log": {"every": 0}}, "log.every: expected a positive number, got 0"),
     ({"checkpoint": {"keep": 0}}, "checkpoint.keep: expected a positive number, got 0"),
     ({"eval": {"every": 5}}, "eval.weights: expected a file of Inception weights, got none"),

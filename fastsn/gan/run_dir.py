@@ -101,16 +101,23 @@ class RunDir:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise RunDirError(f"{self.path}: expected a folder to write in, got no permission")
 
-    def open(self, config: Config) -> None:
-        """Makes the folder, locks it against other processes and writes the options."""
+    def open(self) -> None:
+        """Makes the folder and locks it against other processes."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
+        except OSError as error:
+            raise RunDirError(f"{self.path}: cannot write the run: {error.strerror}") from error
+
+    def begin(self, config: Config, step: int) -> None:
+        """Writes the options, and drops what was written after ``step``."""
+        try:
             _replace(self.path / "config.yaml", config.to_yaml())
+            _replace(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
             checkpoint.remove_temporary(self.checkpoints)
-            _replace(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            self._rewind(step)
         except OSError as error:
             raise RunDirError(f"{self.path}: cannot write the run: {error.strerror}") from error
 
@@ -164,7 +171,7 @@ class RunDir:
             )
         return None, []
 
-    def rewind(self, step: int) -> None:
+    def _rewind(self, step: int) -> None:
         """Drops what was written after ``step``: rows and sample grids; puts checkpoints that were
         refused out of the way."""
         for name in TABLES:

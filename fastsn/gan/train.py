@@ -79,7 +79,7 @@ def train(
         run.check(config, resume=resume)
         if config.log.tensorboard:
             require_tensorboard()
-    with settings(config.speed, device):
+    with settings(config.speed, device), until_sigterm() as stop:
         images = load_images(config.data.name, config.data.root, resolution=config.data.resolution)
         ranks.start(device)
         try:
@@ -87,7 +87,7 @@ def train(
             evaluator = None
             if ranks.first and config.eval.every:
                 evaluator = Evaluator(config.eval, trainer.images, device)
-            return _Run(config, run, trainer, evaluator, ranks, show).go()
+            return _Run(config, run, trainer, evaluator, ranks, show).go(stop)
         finally:
             ranks.stop()
 
@@ -109,15 +109,14 @@ class _Run:
         self.log: Log | None = None
         self.saved = -1
 
-    def go(self) -> Result:
+    def go(self, stop: threading.Event) -> Result:
         if self.ranks.first:
-            self.run.open(self.config)
+            self.run.open()
         try:
             self._restore()
             if self.ranks.first:
                 self._start_log()
-            with until_sigterm() as stop:
-                reason = self._loop(stop)
+            reason = self._loop(stop)
             if self.ranks.first:
                 self.run.record("stop", self.trainer.step, reason=reason)
             return Result(self.trainer.step, reason, self.run.path)
@@ -154,9 +153,9 @@ class _Run:
 
     def _start_log(self) -> None:
         step, config = self.trainer.step, self.config
+        self.run.begin(config, step)
         for refusal in self.refusals:
             self.run.record("refused", step, why=refusal)
-        self.run.rewind(step)
         self.run.record("resume" if self.saved >= 0 else "start", step)
         self.log = Log(
             self.run,

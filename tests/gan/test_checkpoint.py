@@ -162,9 +162,11 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_used(
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(copied: Path) -> None:
     for _, path in checkpoint.candidates(copied / "checkpoints"):
         path.write_bytes(b"nothing")
+    before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file() and p.name != "lock"}
     with pytest.raises(CheckpointError, match="got none that can be read") as caught:
         train(tiny(checkpoint={"keep": 3}), copied, show=False)
     assert str(caught.value).count("truncated or foreign") == 3
+    assert {p: p.read_bytes() for p in copied.rglob("*") if p in before} == before
 
 
 def test_a_checkpoint_of_other_networks_is_refused(copied: Path) -> None:
@@ -266,11 +268,11 @@ def start_limited(config: Any, out: Path, size: int) -> int | None:
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
-    first.open(tiny())
+    first.open()
     with pytest.raises(ValueError, match=r"run: expected no other process in the run, got one"):
-        second.open(tiny())
+        second.open()
     first.close()
-    second.open(tiny())
+    second.open()
     second.close()
 
 

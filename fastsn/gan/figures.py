@@ -206,7 +206,7 @@ def save_figure(figure: Figure, runs: Sequence[RunFiles], path: Path) -> bool:
             )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("iteration", fontsize=9)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8, which="both")
         axes.grid(alpha=0.25)
         if figure.log and all(value > 0 for _, curve in lines for value in curve.values):
             axes.set_yscale("log")

@@ -120,7 +120,9 @@ def measure(options: BenchOptions) -> dict[str, Any]:
                 "turns": len(taken),
             }
         )
-    return {"options": asdict(options), "environment": environment(), "rows": rows}
+    machine = environment()
+    del machine["command"]  # says nothing about speed, and may name private folders
+    return {"options": asdict(options), "environment": machine, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -273,6 +273,18 @@ def test_classifier_numbers_have_their_own_names_and_order() -> None:
         assert bad["values"][name] > 20 * abs(good["values"][name])
 
 
+def test_counts_say_which_images_are_compared() -> None:
+    extractor, pixels = load_extractor("classifier"), fashion(300).pixels
+    features, scores = extractor(pixels)
+    real = features[200:]
+    options = {"extractor": extractor, "n_real": 100, "n_fake": 50, "n_score": 200, "splits": 2}
+    values = evaluate(real, lambda n: pixels[:n], **options)["values"]
+    assert values["score_200_s2"] == pytest.approx(score(scores[:200], 2)[0])
+    assert values["frechet_100_50"] == pytest.approx(frechet_distance(real, features[:50]))
+    expected = kernel_distance(real, features[:50], size=50)
+    assert (values["kernel_100_50"], values["kernel_100_50_std"]) == pytest.approx(expected)
+
+
 def test_real_features_can_be_kept() -> None:
     extractor, images = load_extractor("classifier"), fashion(300)
     features = real_features(images, extractor, 200)

@@ -14,7 +14,7 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
-	@echo "make demo     see what fastsn does and gains    make format  apply the style"
+	@echo "make demo     what fastsn gains, and a GAN      make format  apply the style"
 	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
 	@echo "make env      only set up .venv and build       make clean   remove all of that"
 
@@ -24,6 +24,7 @@ test: env
 
 demo: env
 	$(PY) -m benchmarks.demo
+	$(PY) -m fastsn.gan.demo
 
 bench: env
 	$(PY) -m pytest benchmarks

@@ -19,6 +19,7 @@ import torch
 import fastsn
 
 ROOT = Path(__file__).resolve().parent.parent
+GAN = ROOT / "fastsn" / "gan"
 
 #: A module imports from layers above its own in this table, which it builds on, and no others.
 LAYERS = (
@@ -38,6 +39,7 @@ LAYERS = (
     {"apply", "convert"},
     {"__init__"},
     {"__main__"},
+    {"gan"},
 )
 
 IMPORT = """
@@ -140,6 +142,10 @@ def test_wheel_holds_the_package_and_nothing_else(dist: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastsn").rglob("*.py")}
     assert names >= modules | {"fastsn/_C.abi3.so", "fastsn/_build.json", "fastsn/py.typed"}
     extra = {"fastsn/_C.abi3.so", "fastsn/_build.json", "fastsn/py.typed"}
+    assets = {path for kind in ("assets/*", "presets/*.yaml") for path in GAN.glob(kind)}
+    assert {"fashion_mini.png", "classifier.pt", "NOTICE.txt"} <= {path.name for path in assets}
+    extra |= {path.relative_to(ROOT).as_posix() for path in assets}
+    assert names >= extra
     info = f"fastsn-{fastsn.__version__}.dist-info/"
     assert {name for name in names - modules - extra if not name.startswith(info)} == set()
 

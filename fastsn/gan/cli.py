@@ -1,0 +1,282 @@
+"""The command ``fastsn``: train, eval, sample, report and bench-step.
+
+Exit codes: 0 done (or stopped by SIGTERM, with everything saved), 1 stopped by a failure while
+training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["main"]
+
+#: Packages of ``fastsn[gan]`` without which no subcommand works.
+NEEDED = ("jsonargparse", "yaml", "torchvision", "PIL", "tqdm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        return _fail(
+            f"expected the packages of the GAN harness, got none named {', '.join(missing)}: "
+            "pip install 'fastsn[gan]'"
+        )
+    from jsonargparse import ArgumentError
+
+    from fastsn.gan.config import ConfigError
+
+    parser, commands = _parsers()
+    try:
+        arguments = _with_presets(list(sys.argv[1:] if argv is None else argv))
+        options = parser.parse_args(arguments)
+    except (ArgumentError, ConfigError) as error:
+        return _fail(_one_message(error))
+    return _run(commands[options.command], options[options.command])
+
+
+def _run(command: Any, options: Namespace) -> int:
+    from fastsn.gan.checkpoint import CheckpointError
+    from fastsn.gan.config import ConfigError
+    from fastsn.gan.data import DataError
+    from fastsn.gan.run_dir import RunDirError
+
+    try:
+        return command(options)
+    except (ConfigError, DataError, RunDirError, CheckpointError, OSError) as error:
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"fastsn: error: {message}\n")
+    return 2
+
+
+def _one_message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.replace("Parser key ", "option ").replace("\u200b", "")
+
+
+def _with_presets(arguments: list[str]) -> list[str]:
+    """``--config NAME`` of a preset as the preset's options, for the parser to read."""
+    found = []
+    waiting = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if waiting or (flag == "--config" and equals):
+            name = argument if waiting else value
+            found.append(f"--config={_content(name)}")
+            waiting = False
+        elif argument == "--config":
+            waiting = True
+        else:
+            found.append(argument)
+    return [*found, "--config"] if waiting else found
+
+
+def _content(name: str) -> str:
+    from fastsn.gan.config import ConfigError, read_yaml
+    from fastsn.gan.presets import load_preset
+
+    if not Path(name).exists():
+        return load_preset(name).to_yaml()
+    if not isinstance(read_yaml(Path(name)), dict):
+        raise ConfigError(f"{name}: expected sections such as 'data' and 'train'")
+    return name
+
+
+def _parsers() -> tuple[ArgumentParser, dict[str, Any]]:
+    from jsonargparse import ArgumentParser
+
+    from fastsn import __version__
+
+    parser = ArgumentParser(
+        prog="fastsn",
+        description="Trains and looks at the GANs of the BSSN paper.",
+        version=f"fastsn {__version__}",
+        exit_on_error=False,
+    )
+    subparsers = parser.add_subcommands(required=True, dest="command")
+    commands = {}
+    for name, (summary, add_options, command) in COMMANDS.items():
+        subparser = ArgumentParser(description=summary, exit_on_error=False)
+        add_options(subparser)
+        subparsers.add_subcommand(name, subparser, help=summary)
+        commands[name] = command
+    return parser, commands
+
+
+# train
+
+
+def _train_options(parser: ArgumentParser) -> None:
+    from fastsn.gan.config import Config
+
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file, or a preset such as paper/cifar10_bssn or demo; later options win",
+    )
+    parser.add_class_arguments(Config, None)
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="folder of the run; default: runs/ and a name made of the options",
+    )
+    parser.add_argument(
+        "--resume",
+        type=bool,
+        default=True,
+        help="go on with the run in the folder, if there is one",
+    )
+
+
+def _train(options: Namespace) -> int:
+    from fastsn.gan.config import from_dict
+    from fastsn.gan.ranks import Ranks
+    from fastsn.gan.train import Stopped, train
+
+    tree = options.as_dict()
+    out, resume = tree.pop("out"), tree.pop("resume")
+    tree.pop("config")
+    try:
+        result = train(from_dict(tree), out, resume=resume)
+    except Stopped as error:
+        sys.stderr.write(f"fastsn: stopped at {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("fastsn: interrupted; the same command goes on from the last checkpoint\n")
+        return 130
+    if Ranks.from_environment().first:
+        _say(f"{result.reason} at step {result.step}: {result.path}")
+    return 0
+
+
+# eval
+
+
+def _source_options(parser: ArgumentParser) -> None:
+    parser.add_argument("source", type=str, help="folder of a run, or a checkpoint file")
+    parser.add_argument(
+        "--best", type=bool, default=False, help="of a run: its best checkpoint, not its last"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="of z")
+
+
+def _eval_options(parser: ArgumentParser) -> None:
+    from typing import get_type_hints
+
+    from docstring_parser import parse
+
+    from fastsn.gan.config import DataConfig, EvalConfig
+
+    _source_options(parser)
+    parser.add_argument(
+        "--images", type=bool, default=False, help="source is a folder of images, not of a run"
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="JSON file to write, too")
+    for section, options in (("data", DataConfig), ("eval", EvalConfig)):
+        for option in parse(str(options.__doc__)).params:
+            if option.arg_name != "every":
+                parser.add_argument(
+                    f"--{section}.{option.arg_name}",
+                    type=get_type_hints(options)[option.arg_name] | None,
+                    default=None,
+                    help=f"{option.description} Default: the run's.",
+                )
+
+
+def _eval(options: Namespace) -> int:
+    import json
+
+    from fastsn.gan.evaluation import evaluate_source
+
+    row = evaluate_source(options.as_dict())
+    text = json.dumps(row, indent=2)
+    if options.out is not None:
+        Path(options.out).write_text(f"{text}\n", encoding="utf-8")
+    _say(text)
+    return 0
+
+
+# sample
+
+
+def _sample_options(parser: ArgumentParser) -> None:
+    _source_options(parser)
+    parser.add_argument("--out", type=str, default="samples.png", help="PNG file to write")
+    parser.add_argument(
+        "--kind", type=str, default="grid", help="grid, or interpolation: a walk in z per row"
+    )
+    parser.add_argument("--rows", type=int, default=8, help="rows of the picture")
+    parser.add_argument("--columns", type=int, default=8, help="columns of the picture")
+    parser.add_argument("--zoom", type=int, default=2, help="pixels of the file per pixel")
+
+
+def _sample(options: Namespace) -> int:
+    from fastsn.gan.sources import sample_source
+
+    _say(str(sample_source(options.as_dict())))
+    return 0
+
+
+# report
+
+
+def _report_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
+    parser.add_argument("--out", type=str, default="report", help="folder to write")
+
+
+def _report(options: Namespace) -> int:
+    from fastsn.gan.report import report
+
+    _say(str(report([Path(run) for run in options.runs], Path(options.out))))
+    return 0
+
+
+# bench-step
+
+
+def _bench_options(parser: ArgumentParser) -> None:
+    from fastsn.gan.bench_step import BenchOptions
+
+    parser.add_class_arguments(BenchOptions, None)
+
+
+def _bench(options: Namespace) -> int:
+    from fastsn.gan.bench_step import BenchOptions, bench_step
+
+    _say(bench_step(BenchOptions(**options.as_dict())))
+    return 0
+
+
+#: Name -> summary, options, command.
+COMMANDS: dict[str, tuple[str, Any, Any]] = {
+    "train": ("Train a GAN, or go on with a run.", _train_options, _train),
+    "eval": ("Metrics of a checkpoint or of a folder of images.", _eval_options, _eval),
+    "sample": ("A picture of samples or of walks in z.", _sample_options, _sample),
+    "report": ("Curves and samples of runs, as PNG and HTML.", _report_options, _report),
+    "bench-step": (
+        "Time of a training step without a norm, with torch's SN, with fastsn's SN and BSSN.",
+        _bench_options,
+        _bench,
+    ),
+}
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Tables of rows as JSON lines: appended one write at a time, read up to the last whole line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+__all__ = ["JsonLines", "read_rows"]
+
+
+class JsonLines:
+    """A table to append to.
+
+    Every row is one write of the operating system, so a killed process leaves whole rows and at
+    most one torn at the end. Numbers that are not finite are written as strings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write(self, row: dict[str, Any]) -> None:
+        text = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
+        content = f"{text}\n".encode()
+        if os.write(self._handle, content) != len(content):
+            raise OSError(28, f"{self.path}: No space left on device")
+
+    def sync(self) -> None:
+        """Returns when all rows are on the disk."""
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a table; none if there is no file.
+
+    Raises:
+        ValueError: a row before the last is not JSON; the message names file and line.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break  # torn by a kill: it has no newline
+            raise ValueError(
+                f"{path}:{number}: expected a row of JSON, got {line[:80]!r}"
+            ) from None
+        if number < len(lines):  # a row counts once its newline is there
+            rows.append(row)
+    return rows

@@ -1,0 +1,61 @@
+"""What a run changes about its process while it lasts: signals and torch's global switches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+from fastsn.gan.config import SpeedConfig
+
+__all__ = ["settings", "until_sigterm"]
+
+
+@contextlib.contextmanager
+def until_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def settings(speed: SpeedConfig, device: torch.device) -> Iterator[None]:
+    """torch's global switches for this run, put back afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    mode = torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    cuda.allow_tf32 = cudnn.allow_tf32 = speed.tf32
+    cudnn.benchmark = not speed.deterministic
+    if speed.deterministic:
+        # An operation without a deterministic version says so once, and is used all the same.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fill

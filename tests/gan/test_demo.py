@@ -1,0 +1,34 @@
+"""The demo, made short."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.mark.slow
+def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n")
+    command = [sys.executable, "-m", "fastsn.gan.demo", "--steps=150", "--seconds=0.1"]
+    command += [f"--out={tmp_path / 'run'}", f"--images={tmp_path / 'images'}"]
+    done = subprocess.run(
+        [*command, f"--readme={readme}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all checks passed" in done.stdout and "goes on at step" in done.stderr
+    summary = json.loads((tmp_path / "images" / "demo.json").read_text())
+    assert summary["steps"] == 150 and summary["resumed"] == 1
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    for path in (tmp_path / "images").glob("*.png"):
+        with Image.open(path) as image:
+            image.verify()
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    for row in summary["step_time"]["rows"]:
+        assert f"| {row['contender']} | {row['median_s'] * 1e3:.1f} ms |" in text

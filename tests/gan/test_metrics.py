@@ -1,0 +1,434 @@
+"""Metrics against independent oracles: torchmetrics, torch-fidelity, and closed forms."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastsn.gan import features as features_module
+from fastsn.gan.compat import import_torchvision
+from fastsn.gan.data import load_images
+from fastsn.gan.features import Classifier, Extractor, load_extractor
+from fastsn.gan.images import Images
+from fastsn.gan.metrics import (
+    evaluate,
+    frechet_distance,
+    kernel_distance,
+    real_features,
+    score,
+)
+
+import_torchvision()  # both oracles import it
+from torch_fidelity import calculate_metrics, register_feature_extractor  # noqa: E402
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
+from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
+from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: E402
+from torchmetrics.image.inception import InceptionScore  # noqa: E402
+from torchmetrics.image.kid import KernelInceptionDistance  # noqa: E402
+
+
+class Tiny(nn.Module):
+    """Means of 4 x 4 pixels through two fixed random layers: 12 features and 5 scores."""
+
+    num_features = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(5)
+        self.first = torch.randn(12, 3 * 16, generator=rng) / 7
+        self.second = torch.randn(5, 12, generator=rng) * 3
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
+        features = torch.tanh(x @ self.first.T * 4)
+        return features, features @ self.second.T
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.both(images)[0]
+
+
+class TinyScores(Tiny):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.both(images)[1]
+
+
+class TinyFidelity(FeatureExtractorBase):
+    """The same for torch-fidelity."""
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+        super().__init__(name, features_list)
+        self.tiny = Tiny()
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "features", "scores"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "scores" if metric == "isc" else "features"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        both = dict(zip(("features", "scores"), self.tiny.both(images), strict=True))
+        return tuple(both[name] for name in self.features_list)
+
+
+register_feature_extractor("fastsn-tiny", TinyFidelity)
+
+
+def pictures(n: int, seed: int, shift: float = 0.0) -> Tensor:
+    """Smooth random pictures ``uint8 [n, 3, 16, 16]``."""
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, 3, 4, 4, generator=rng) * 50 + 128 + shift
+    fine = nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")
+    return fine.round().clamp(0, 255).to(torch.uint8)
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@pytest.fixture(scope="module")
+def sides() -> tuple[Tensor, Tensor]:
+    return pictures(300, 1), pictures(400, 2, shift=15)
+
+
+@pytest.fixture(scope="module")
+def fidelity(sides: tuple[Tensor, Tensor]) -> dict[str, float]:
+    real, fake = sides
+    return calculate_metrics(
+        input1=Pictures(fake),
+        input2=Pictures(real),
+        cuda=False,
+        isc=True,
+        fid=True,
+        isc_splits=7,
+        samples_shuffle=False,
+        feature_extractor="fastsn-tiny",
+        feature_layer_isc="scores",
+        feature_layer_fid="features",
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+    )
+
+
+def test_score_is_torch_fidelitys(sides: Any, fidelity: dict[str, float]) -> None:
+    mean, std = score(Tiny().both(sides[1])[1], splits=7)
+    assert mean == pytest.approx(fidelity["inception_score_mean"], rel=1e-6)
+    assert std == pytest.approx(fidelity["inception_score_std"], rel=1e-5)
+    assert mean > 1.1  # not the trivial value, 1
+
+
+def test_frechet_distance_is_torch_fidelitys(sides: Any, fidelity: dict[str, float]) -> None:
+    real, fake = (Tiny()(side) for side in sides)
+    expected = fidelity["frechet_inception_distance"]
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.02
+
+
+def test_kernel_distance_is_torch_fidelitys() -> None:
+    # Subsets of everything do not depend on the order in which they are drawn.
+    real, fake = (Tiny()(pictures(200, seed, shift)) for seed, shift in ((1, 0.0), (2, 20.0)))
+    expected = kid_features_to_metric(
+        real.double(), fake.double(), kid_subsets=2, kid_subset_size=200, verbose=False
+    )
+    mean, std = kernel_distance(real, fake, subsets=2, size=200)
+    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
+    assert std == pytest.approx(0, abs=1e-12)
+    assert mean > 0.01
+
+
+# torchmetrics says that it keeps all features; here they are few.
+BUFFERS = pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features")
+
+
+@BUFFERS
+@pytest.mark.filterwarnings("ignore:std.*degrees of freedom")  # of one split
+def test_score_is_torchmetrics(sides: Any) -> None:
+    # torchmetrics shuffles; one split does not depend on the order.
+    metric = InceptionScore(feature=TinyScores(), splits=1)
+    metric.update(sides[1])
+    expected, _ = metric.compute()
+    assert score(Tiny().both(sides[1])[1], splits=1)[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@BUFFERS
+def test_distances_are_torchmetrics(sides: Any) -> None:
+    real, fake = sides
+    frechet = FrechetInceptionDistance(feature=Tiny(), input_img_size=(3, 16, 16))
+    frechet.update(real, real=True)
+    frechet.update(fake, real=False)
+    ours = frechet_distance(Tiny()(real), Tiny()(fake))
+    assert ours == pytest.approx(frechet.compute().item(), rel=1e-4)
+    kernel = KernelInceptionDistance(feature=Tiny(), subsets=3, subset_size=300)
+    kernel.update(real, real=True)
+    kernel.update(fake[:300], real=False)
+    ours, _ = kernel_distance(Tiny()(real), Tiny()(fake[:300]), subsets=3, size=300)
+    assert ours == pytest.approx(kernel.compute()[0].item(), rel=1e-4)
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    """Centered and whitened samples with a given mean and covariance: the closed form."""
+    x = torch.randn(500, 3, dtype=torch.float64)
+    x = x - x.mean(0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov()).T)
+    real = white * torch.tensor([1.0, 2.0, 3.0])
+    fake = white * torch.tensor([4.0, 2.0, 1.0]) + torch.tensor([1.0, 0.0, -2.0])
+    # |m|^2 + sum (s - t)^2 = 5 + 9 + 0 + 4
+    assert frechet_distance(real, fake) == pytest.approx(18)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_of_features_that_never_vary() -> None:
+    constant = torch.ones(10, 4)
+    assert frechet_distance(constant, constant + 1) == pytest.approx(4)
+
+
+def test_score_of_known_classes() -> None:
+    sure = 100 * torch.eye(4).repeat(5, 1)
+    assert score(sure, splits=1) == (pytest.approx(4), 0)
+    assert score(torch.zeros(20, 4), splits=5) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    # the first split has one class and the second four
+    mean, std = score(torch.cat([sure[:1].repeat(20, 1), sure]), splits=2)
+    assert (mean, std) == (pytest.approx(2.5), pytest.approx(1.5))
+
+
+def test_kernel_distance_is_unbiased_and_repeatable() -> None:
+    x, y = torch.randn(2, 4000, 8).unbind()
+    mean, std = kernel_distance(x, y, subsets=50, size=100)
+    assert abs(mean) < 5 * std / math.sqrt(50)
+    assert kernel_distance(x, y, subsets=50, size=100) == (mean, std)
+    assert kernel_distance(x, y + 1, subsets=50, size=100)[0] > 10 * std
+
+
+# The whole
+
+
+def fashion(n: int) -> Images:
+    images = load_images("fashion_mini", None)
+    return Images(images.pixels[:n], images.name, images.description)
+
+
+def test_classifier_numbers_have_their_own_names_and_order() -> None:
+    extractor = load_extractor("classifier")
+    images = load_images("fashion_mini", None)
+    real = Images(images.pixels[:1000], "fashion_mini", "half of them")
+    others = images.pixels[1000:2000]
+    noise = torch.randint(0, 256, (1000, 1, 28, 28), dtype=torch.uint8)
+    asked: list[int] = []
+
+    def sampler(pixels: Tensor) -> Any:
+        def sample(n: int) -> Tensor:
+            asked.append(n)
+            return pixels[:n]
+
+        return sample
+
+    options = {"extractor": extractor, "n_real": 1000, "n_fake": 500, "n_score": 1000, "splits": 5}
+    good = evaluate(real, sampler(others), **options)
+    bad = evaluate(real, sampler(noise), **options)
+    assert asked == [1000, 1000]
+    assert set(good["values"]) == {
+        "score_1k_s5",
+        "score_1k_s5_std",
+        "frechet_1k_500",
+        "kernel_1k_500",
+        "kernel_1k_500_std",
+    }
+    digest = hashlib.sha256((features_module.ASSETS / "classifier.pt").read_bytes()).hexdigest()
+    assert good["protocol"] == {
+        "extractor": "classifier",
+        "extractor_sha256": digest,
+        "real": "fashion_mini",
+        "n_real": 1000,
+        "n_fake": 500,
+        "n_score": 1000,
+        "splits": 5,
+        "score_classes": 10,
+        "kernel_subsets": 100,
+        "kernel_subset_size": 500,
+    }
+    assert good["values"]["score_1k_s5"] > 6  # of 10 classes
+    assert bad["values"]["score_1k_s5"] < 4
+    for name in ("frechet_1k_500", "kernel_1k_500"):
+        # The kernel distance is unbiased, so it is about 0 for images of the same kind.
+        assert bad["values"][name] > 20 * abs(good["values"][name])
+
+
+def test_counts_say_which_images_are_compared() -> None:
+    extractor, pixels = load_extractor("classifier"), fashion(300).pixels
+    features, scores = extractor(pixels)
+    real = features[200:]
+    options = {"extractor": extractor, "n_real": 100, "n_fake": 50, "n_score": 200, "splits": 2}
+    values = evaluate(real, lambda n: pixels[:n], **options)["values"]
+    assert values["score_200_s2"] == pytest.approx(score(scores[:200], 2)[0])
+    assert values["frechet_100_50"] == pytest.approx(frechet_distance(real, features[:50]))
+    expected = kernel_distance(real, features[:50], size=50)
+    assert (values["kernel_100_50"], values["kernel_100_50_std"]) == pytest.approx(expected)
+
+
+def test_real_features_can_be_kept() -> None:
+    extractor, images = load_extractor("classifier"), fashion(300)
+    features = real_features(images, extractor, 200)
+    assert features.shape == (200, 64)
+    options = {"extractor": extractor, "n_real": 200, "n_fake": 100, "n_score": 100, "splits": 2}
+    fresh = evaluate(images, lambda n: images.pixels[:n], **options)
+    kept = evaluate(features, lambda n: images.pixels[:n], **options)
+    assert fresh["values"] == kept["values"]
+    with pytest.raises(ValueError, match="expected n_real to be at most the 300 images.*got 301"):
+        real_features(images, extractor, 301)
+    with pytest.raises(ValueError, match="n_real=100 real images, got 200"):
+        evaluate(features, lambda n: images.pixels[:n], **{**options, "n_real": 100})
+
+
+def test_classifier_knows_the_classes_of_the_shipped_images() -> None:
+    images = load_images("fashion_mini", None)
+    _, scores = load_extractor("classifier")(images.pixels)
+    labels = torch.arange(len(images)) % 10
+    assert (scores.argmax(1) == labels).double().mean() > 0.9
+
+
+def test_classifier_takes_other_sizes_and_colours() -> None:
+    extractor, pixels = load_extractor("classifier"), fashion(100).pixels
+    large = nn.functional.interpolate(pixels.float(), scale_factor=2.0).to(torch.uint8)
+    expected, _ = extractor(pixels)
+    found, _ = extractor(large.expand(-1, 3, -1, -1))
+    assert torch.nn.functional.cosine_similarity(found, expected).mean() > 0.95
+    with pytest.raises(ValueError, match=r"expected images uint8 .*, got torch.float32 \[1, 1"):
+        extractor(torch.zeros(1, 1, 28, 28))
+    with pytest.raises(ValueError, match="1 or 3"):
+        extractor(torch.zeros(1, 2, 28, 28, dtype=torch.uint8))
+
+
+# Weights files
+
+
+def test_shipped_weights_are_small() -> None:
+    assert (features_module.ASSETS / "classifier.pt").stat().st_size < 1_000_000
+    assert (features_module.ASSETS / "fashion_mini.png").stat().st_size < 3_000_000
+    assert "Zalando" in (features_module.ASSETS / "NOTICE.txt").read_text()
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("harmed"),)
+
+
+def test_files_that_are_not_weights_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="expected an extractor of .*, got 'resnet'"):
+        load_extractor("resnet")
+    with pytest.raises(FileNotFoundError, match="none.pt: expected weights of fastsn.gan's"):
+        load_extractor("classifier", tmp_path / "none.pt")
+    path = tmp_path / "weights.pt"
+    torch.save({"state": Harmful()}, path)
+    with pytest.raises(ValueError, match="weights.pt: .* unreadable"):
+        load_extractor("classifier", path)
+    path.write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(ValueError, match="weights.pt: .* unreadable"):
+        load_extractor("classifier", path)
+    assert not (tmp_path / "harmed").exists()
+    whole = (features_module.ASSETS / "classifier.pt").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="weights.pt: .* unreadable"):
+        load_extractor("classifier", path)
+    for state in ({"fc1.weight": torch.zeros(2)}, [1, 2], {"conv1.weight": 3}):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match="weights.pt: expected weights of Classifier"):
+            load_extractor("classifier", path)
+    torch.save(Classifier().state_dict(), path)
+    assert isinstance(load_extractor("classifier", path), Extractor)
+
+
+def test_inception_weights_are_checked_before_they_are_used(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="weights-inception-2015-12-05.*got none"):
+        load_extractor("inception")
+    path = tmp_path / "inception.pth"
+    with pytest.raises(FileNotFoundError, match=r"inception.pth: expected .*https://github.com"):
+        load_extractor("inception", path)
+    torch.save({}, path)
+    with pytest.raises(ValueError, match="inception.pth: .*SHA-256 begins with 6726825d, got"):
+        load_extractor("inception", path)
+
+
+@pytest.mark.slow
+def test_inception_path_with_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch-fidelity's own result with the same file; the true weights cannot be had here."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
+    torch.save({}, tmp_path / "empty.pth")
+    state = FeatureExtractorInceptionV3(
+        "inception", ["2048"], feature_extractor_weights_path=str(tmp_path / "empty.pth")
+    ).state_dict()
+    monkeypatch.undo()
+    path = tmp_path / "random.pth"
+    torch.save(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
+    extractor = load_extractor("inception", path)
+    real, fake = pictures(6, 1)[:, :1], pictures(6, 2)[:, :1]
+    images = Images(real, "grey", "six grey pictures")
+    result = evaluate(
+        images, lambda n: fake[:n], extractor=extractor, n_real=6, n_fake=6, n_score=6, splits=2
+    )
+    expected = calculate_metrics(
+        input1=Pictures(fake.expand(-1, 3, -1, -1)),
+        input2=Pictures(real.expand(-1, 3, -1, -1)),
+        cuda=False,
+        isc=True,
+        fid=True,
+        isc_splits=2,
+        samples_shuffle=False,
+        feature_extractor_weights_path=str(path),
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+    )
+    values = result["values"]
+    assert values["is_6_s2"] == pytest.approx(expected["inception_score_mean"], rel=1e-5)
+    assert values["fid_6_6"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    assert result["protocol"]["extractor_sha256"] == digest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_real": 400}, "expected n_real to be at most the 100 images"),
+        ({"n_fake": 1}, "expected n_fake to be at least 2, got 1"),
+        ({"n_real": 1}, "expected n_real to be at least 2, got 1"),
+        ({"n_score": 3}, "expected between 1 and 3 splits, got 5"),
+    ],
+)
+def test_too_few_images_are_refused(options: dict[str, int], message: str) -> None:
+    images = fashion(100)
+    usual = {"n_real": 50, "n_fake": 50, "n_score": 50, "splits": 5}
+    with pytest.raises(ValueError, match=message):
+        evaluate(
+            images,
+            lambda n: images.pixels[:n],
+            extractor=load_extractor("classifier"),
+            **{**usual, **options},
+        )

@@ -1,0 +1,191 @@
+"""Pictures and pages out of runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import run, tiny
+
+from fastsn.analysis import layer_report
+from fastsn.gan.bench_step import CONTENDERS, BenchOptions, measure, table
+from fastsn.gan.data import load_images
+from fastsn.gan.diagnostics import diagnose
+from fastsn.gan.jsonl import read_rows
+from fastsn.gan.report import report
+from fastsn.gan.rng import Rng
+from fastsn.gan.run_dir import RunDirError
+from fastsn.gan.sampling import generate, grid, interpolate, save_png, to_uint8
+from fastsn.gan.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    counts = {"n_real": 20, "n_fake": 20, "n_score": 20, "splits": 2}
+    for method in ("bssn", "sn"):
+        config = tiny(
+            norm={"method": method},
+            log={"diagnostics_every": 10, "tensorboard": method == "sn"},
+            eval={"every": 15, "extractor": "classifier", **counts},
+        )
+        run(config, folder / method)
+    return [folder / "bssn", folder / "sn"]
+
+
+def test_a_page_with_all_pictures(runs: list[Path], tmp_path: Path) -> None:
+    page = report(runs, tmp_path / "page").read_text()
+    pictures = re.findall(r'<img[^>]* src="([^"]*)"', page)
+    assert sorted(pictures) == sorted(path.name for path in (tmp_path / "page").glob("*.png"))
+    assert len(pictures) == 6 + 2
+    for name in pictures:
+        with Image.open(tmp_path / "page" / name) as image:
+            image.verify()
+    assert "<td>norm.method</td><td>bssn</td><td>sn</td>" in page
+    assert "30 of 30" in page and "finished" in page and "frechet_20_20" in page
+    assert "classifier" in page and re.search(r"\b(fid|is)_", page) is None
+
+
+def test_names_are_escaped_and_tables_may_be_missing(runs: list[Path], tmp_path: Path) -> None:
+    odd = Path(shutil.copytree(runs[0], tmp_path / "<b>&"))
+    for name in ("diagnostics.jsonl", "metrics.jsonl"):
+        (odd / name).unlink()
+    page = report([odd], tmp_path / "page").read_text()
+    assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
+    assert not (tmp_path / "page" / "layers.png").exists()
+
+
+def test_what_is_no_run_is_named(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match=f"{tmp_path}: expected the folder of a run"):
+        report([tmp_path], tmp_path / "page")
+    empty = Path(shutil.copytree(runs[0], tmp_path / "empty"))
+    (empty / "log.jsonl").write_text("")
+    with pytest.raises(RunDirError, match="logged nothing"):
+        report([empty], tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_metrics_say_what_they_depend_on(runs: list[Path]) -> None:
+    rows = read_rows(runs[0] / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [15, 30]
+    assert rows[0]["protocol"]["extractor"] == "classifier"
+    assert len(rows[0]["protocol"]["extractor_sha256"]) == 64
+    best = min(rows, key=lambda row: row["frechet_20_20"])
+    state = torch.load(runs[0] / "checkpoints" / "best.pt", weights_only=True)
+    assert state["best"]["step"] == state["step"] == best["step"]
+    assert state["best"]["value"] == best["frechet_20_20"]
+
+
+def test_tensorboard_has_the_same_numbers(runs: list[Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(runs[1] / "tensorboard"))
+    board.Reload()
+    mine = [(row["step"], row["loss_d"]) for row in read_rows(runs[1] / "log.jsonl")]
+    theirs = [(event.step, event.value) for event in board.Scalars("train/loss_d")]
+    assert theirs == [(step, pytest.approx(value)) for step, value in mine]
+    assert "diagnostics/convs.0.weight/grad_norm" in board.Tags()["scalars"]
+    assert [event.step for event in board.Images("samples")] == [10, 20, 30]
+
+
+def test_diagnostics_are_those_of_the_layers() -> None:
+    config = tiny(norm={"method": "bssn", "scale": 1.5})
+    trainer = Trainer(config, load_images("fashion_mini", None), CPU)
+    trainer.iterate()
+    discriminator = trainer.nets.discriminator
+    before = {name: value.clone() for name, value in discriminator.state_dict().items()}
+    real = trainer.images.sample(4, trainer.image_rng("diagnostics"))
+    *layers, whole = diagnose(discriminator, real)
+    assert all(torch.equal(before[k], v) for k, v in discriminator.state_dict().items())
+    assert discriminator.training
+
+    report = layer_report(discriminator, real[:1])
+    assert [row["layer"] for row in layers] == [layer.name for layer in report]
+    for row, layer in zip(layers, report, strict=True):
+        assert row["variance"] == layer.variance and row["conv_norm"] == layer.conv_norm
+        weight = discriminator.get_submodule(layer.name.removesuffix(".weight")).parametrizations
+        gradient = weight["weight"].original.grad
+        assert row["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    assert whole["grad_norm"] == pytest.approx(
+        sum(row["grad_norm"] ** 2 for row in layers) ** 0.5, rel=1e-6
+    )
+
+    step = 1e-3
+    discriminator.eval()
+    norms = []
+    for image in real:
+        image = image.clone()[None].requires_grad_(True)
+        (gradient,) = torch.autograd.grad(discriminator(image).sum(), image)
+        direction = gradient / gradient.norm()
+        with torch.no_grad():
+            ahead, behind = (discriminator(image + s * direction) for s in (step, -step))
+        norms.append(float((ahead - behind) / (2 * step)))
+    assert whole["input_grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=2e-2)
+
+
+# Pictures
+
+
+def test_grid_and_png(tmp_path: Path) -> None:
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 2, 2) * 50
+    picture = grid(images.contiguous(), columns=2)
+    assert picture.shape == (3, 5, 5)
+    assert picture[0].tolist() == [
+        [0, 0, 255, 50, 50],
+        [0, 0, 255, 50, 50],
+        [255] * 5,
+        [100, 100, 255, 255, 255],
+        [100, 100, 255, 255, 255],
+    ]
+    save_png(tmp_path / "a.png", picture, zoom=3)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (15, 15) and image.getpixel((1, 13)) == (100, 100, 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pixels_are_rounded_and_clamped() -> None:
+    values = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.998, 1.0, 3.0])
+    assert to_uint8(values).tolist() == [0, 0, 0, 128, 255, 255, 255]
+
+
+def test_samples_depend_on_nothing_but_their_counters() -> None:
+    trainer = Trainer(tiny(), load_images("fashion_mini", None), CPU)
+    generator = trainer.nets.generator
+    a = generate(generator, 10, Rng(0, CPU), "samples", 3)
+    torch.rand(5)
+    b = generate(generator, 10, Rng(0, CPU), "samples", 3)
+    assert torch.equal(a, b) and generator.training
+    assert not torch.equal(a, generate(generator, 10, Rng(0, CPU), "samples", 4))
+    assert not torch.equal(a, generate(generator, 10, Rng(1, CPU), "samples", 3))
+
+
+def test_walks_begin_and_end_at_samples() -> None:
+    trainer = Trainer(tiny(), load_images("fashion_mini", None), CPU)
+    generator = trainer.nets.generator
+    walks = interpolate(generator, 2, 5, Rng(0, CPU)).unflatten(0, (2, 5))
+    ends = generate(generator, 4, Rng(0, CPU), "samples")
+    torch.testing.assert_close(walks[:, 0], ends[:2], atol=1, rtol=0)
+    torch.testing.assert_close(walks[:, -1], ends[2:], atol=1, rtol=0)
+    assert not torch.equal(walks[:, 0], walks[:, 2])
+
+
+# Time of a step
+
+
+def test_step_times(tmp_path: Path) -> None:
+    result = measure(BenchOptions(width=0.05, batch=4, seconds=0.05, device="cpu"))
+    rows = result["rows"]
+    assert [row["contender"] for row in rows] == list(CONTENDERS)
+    assert rows[0]["overhead"] == 0
+    assert all(row["median_s"] > 0 and row["turns"] >= 3 for row in rows)
+    for row in rows[1:]:
+        assert row["overhead"] == pytest.approx(row["overhead_s"] / rows[0]["median_s"])
+    text = table(json.loads(json.dumps(result)))
+    assert all(name in text for name in CONTENDERS)

@@ -1,0 +1,404 @@
+"""Training: the same bits whatever interrupts it, on one rank and on two."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import assert_same_run, events, grids, last_state, rows, run, start, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastsn.gan import checkpoint, rng
+from fastsn.gan.config import ConfigError
+from fastsn.gan.data import load_images
+from fastsn.gan.jsonl import read_rows
+from fastsn.gan.run_dir import RunDirError
+from fastsn.gan.train import Diverged, Stopped, train
+from fastsn.gan.trainer import Trainer
+
+CPU = torch.device("cpu")
+MODES = [("bssn", "step"), ("bssn", "forward"), ("torch", "forward"), ("sn", "step")]
+
+
+def make(**sections: dict[str, Any]) -> Trainer:
+    config = tiny(**sections)
+    return Trainer(config, load_images(config.data.name, None), CPU)
+
+
+# Going on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "update"), MODES[:3])
+def test_ten_kills_leave_no_trace(method: str, update: str, tmp_path: Path) -> None:
+    """SIGKILL at random moments of 300 steps: same bytes, and no row twice or missing."""
+    config = tiny(
+        norm={"method": method, "update": update},
+        train={"steps": 300, "ema": 0.9},
+        optim={"n_dis": 2},
+        log={"diagnostics_every": 100, "samples_every": 50},
+    )
+    begin = time.perf_counter()
+    run(config, tmp_path / "whole")
+    whole = time.perf_counter() - begin
+    moments = random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = start(config, tmp_path / "killed")
+        process.join(moments.uniform(0.02, 0.1) * whole)
+        assert process.exitcode is None, "the run ended before it was killed ten times"
+        process.kill()
+        process.join()
+        kills += 1
+    run(config, tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(5, 301, 5))
+    assert events(tmp_path / "killed").count("resume") >= 3
+
+
+@pytest.mark.parametrize(
+    ("method", "update", "stop"), [(*mode, 7) for mode in MODES] + [("bssn", "step", 20)]
+)
+def test_a_part_ended_by_sigterm_goes_on_bit_for_bit(
+    method: str, update: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(
+        norm={"method": method, "update": update}, train={"ema": 0.5}, log={"samples_every": 0}
+    )
+    run(config, tmp_path / "whole")
+    iterate = Trainer.iterate
+
+    def interrupted(self: Trainer, *, hold: bool = False) -> None:
+        iterate(self, hold=hold)
+        if self.step == stop - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "iterate", interrupted)
+        run(config, tmp_path / "parts")
+    assert last_state(tmp_path / "parts")["step"] == stop
+    assert read_rows(tmp_path / "parts" / "events.jsonl")[-1]["reason"] == "SIGTERM"
+    run(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_finished_run_stays_as_it_is_and_can_be_made_longer(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "run")
+    before = last_state(tmp_path / "run")
+    run(tiny(), tmp_path / "run")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [5, 10, 15, 20, 25, 30]
+    run(tiny(train={"steps": 40}), tmp_path / "run")
+    assert before["step"] == 30 and last_state(tmp_path / "run")["step"] == 40
+    run(tiny(train={"steps": 40}), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_other_options_are_shown_and_refused(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "run")
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    with pytest.raises(ConfigError) as caught:
+        train(tiny(train={"seed": 4}, norm={"method": "sn"}), tmp_path / "run", show=False)
+    assert "norm.method: 'bssn' -> 'sn'\n  train.seed: 0 -> 4" in str(caught.value)
+    with pytest.raises(RunDirError, match="expected no run with --resume false, got one"):
+        train(tiny(), tmp_path / "run", resume=False, show=False)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+# Two ranks
+
+
+def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """``fastsn train`` on two ranks, in a process group of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    code = "import sys, torch; torch.set_num_threads(1); from fastsn.gan.cli import main; "
+    script = tmp_path / "train.py"
+    script.write_text(f"{code}sys.exit(main())\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [*command, str(script), "train", *arguments],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["step", "forward"])
+def test_two_ranks_killed_and_resumed(update: str, tmp_path: Path) -> None:
+    config = tiny(norm={"update": update}, train={"steps": 60})
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+
+    def begin(out: str) -> subprocess.Popen[str]:
+        return torchrun(tmp_path, "--config", str(file), "--out", str(tmp_path / out))
+
+    whole = begin("whole")
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+    for step in (10, 30):
+        killed = begin("killed")
+        path = checkpoint.step_path(tmp_path / "killed" / "checkpoints", step)
+        while not path.exists():
+            assert killed.poll() is None, killed.communicate()[0]
+            time.sleep(0.002)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    rest = begin("killed")
+    output, _ = rest.communicate()
+    assert rest.returncode == 0, output
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert last_state(tmp_path / "whole")["world_size"] == 2
+    assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(5, 61, 5))
+    resumed = [
+        row for row in read_rows(tmp_path / "killed/events.jsonl") if "resume" in row["event"]
+    ]
+    assert len(resumed) == 2 and all(row["step"] >= 10 for row in resumed)
+
+
+def test_ranks_draw_different_numbers() -> None:
+    draws = [torch.randn(4, generator=rng.Rng(0, CPU, rank)("latent", 3)) for rank in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+# Stops
+
+
+@pytest.mark.parametrize("every", [5, 1000])
+def test_divergence_stops_with_a_record_before_a_bad_checkpoint(every: int, tmp_path: Path) -> None:
+    """Seen in the losses, and where they are not looked at, in the weights that would be saved."""
+    config = tiny(
+        norm={"method": "none", "update": "forward"},
+        loss={"name": "wgan"},
+        optim={"lr_d": 1e30},
+        log={"every": every},
+        checkpoint={"every": 1},
+    )
+    with pytest.raises(Diverged, match="expected finite") as caught:
+        train(config, tmp_path / "run", show=False)
+    row = read_rows(tmp_path / "run" / "events.jsonl")[-1]
+    assert row["event"] == "stop" and row["reason"] == "diverged"
+    assert row["why"] == str(caught.value)
+    for _, path in checkpoint.candidates(tmp_path / "run" / "checkpoints"):
+        state = checkpoint.load(path)
+        tensors = [*state["generator"].values(), *state["discriminator"].values()]
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def test_a_log_that_cannot_be_written_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def full(handle: int, content: bytes) -> int:
+        if b'"step": 20, "loss' in content:
+            raise OSError(28, "No space left on device")
+        return write(handle, content)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Stopped, match=r"No space left on device; kept: the checkpoint of step 10"):
+        train(tiny(), tmp_path / "run", show=False)
+    assert last_state(tmp_path / "run")["step"] == 10
+    monkeypatch.undo()
+    train(tiny(), tmp_path / "run", show=False)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(RunDirError, match="/proc/fastsn"):
+        train(tiny(), "/proc/fastsn", show=False)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunDirError, match="expected an empty folder or a run, got other files"):
+        train(tiny(), tmp_path, show=False)
+    with pytest.raises(RunDirError, match=r"letter\.txt: expected a folder for the run"):
+        train(tiny(), tmp_path / "letter.txt", show=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+# Steps
+
+
+class Synchronizations(TorchDispatchMode):
+    """Notes the operations that would make the host wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().partition("::")[2].partition(".")[0]
+        if name in self.WAITING:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["none", "bssn", "torch"])
+@pytest.mark.parametrize("penalty", [0.0, 10.0])
+def test_an_iteration_never_waits_for_the_device(method: str, penalty: float) -> None:
+    trainer = make(
+        norm={"method": method, "update": "forward" if method == "torch" else "step"},
+        loss={"gradient_penalty": penalty},
+        train={"ema": 0.9},
+        optim={"n_dis": 2},
+    )
+    for _ in range(2):
+        trainer.iterate()
+    with Synchronizations() as noted:
+        trainer.iterate(hold=True)
+    assert noted.seen == []
+    with Synchronizations() as noted:
+        trainer.take_losses()
+        trainer.is_finite()
+    assert noted.seen != []
+
+
+def test_fastsn_and_torch_give_the_same_losses_for_50_steps() -> None:
+    """From one seed in "forward" mode; the vectors of both begin as the same random numbers."""
+    ours = make(norm={"method": "sn", "update": "forward"})
+    theirs = make(norm={"method": "torch", "update": "forward"})
+    state = ours.nets.discriminator.state_dict()
+    assert theirs.nets.discriminator.state_dict().keys() == state.keys()
+    for name, value in theirs.nets.discriminator.state_dict().items():
+        torch.testing.assert_close(state[name], value, msg=name)
+    worst = 0.0
+    first = last = 0.0
+    for step in range(50):
+        losses = []
+        for trainer in (ours, theirs):
+            trainer.iterate()
+            losses.append(trainer.take_losses())
+        worst = max(worst, *(abs(losses[0][name] - losses[1][name]) for name in losses[0]))
+        first, last = (losses[0]["loss_d"] if step == 0 else first), losses[0]["loss_d"]
+    assert worst < 1e-4
+    assert abs(first - last) > 0.01  # it has learned something meanwhile
+
+
+def test_the_vectors_advance_once_per_discriminator_update() -> None:
+    """What "step" means: three forwards, and a fused optimizer that leaves versions alone."""
+    trainer = make(optim={"n_dis": 3}, model={"width": 0.1})
+    trainer.iterate()
+    discriminator = trainer.nets.discriminator
+    norm = trainer._step_norms[1]
+    seen = [norm.vectors()[0][0].clone()]
+
+    def note(*unused: Any) -> None:
+        u = norm.vectors()[0][0]
+        if not torch.equal(u, seen[-1]):
+            seen.append(u.clone())
+
+    discriminator.register_forward_hook(note)
+    trainer.iterate()
+    assert len(seen) == 1 + 3
+
+
+@pytest.mark.parametrize("n_dis", [1, 3])
+def test_reuse_of_z(n_dis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for reuse in (True, False):
+        trainer = make(optim={"reuse_z": reuse, "n_dis": n_dis})
+        given: list[torch.Tensor] = []
+        trainer.nets.generator.register_forward_pre_hook(
+            lambda _, args, to=given: to.append(args[0])
+        )
+        trainer.iterate()
+        assert len(given) == n_dis + 1
+        assert torch.equal(given[-2], given[-1]) is reuse
+        assert not torch.equal(given[0], given[-2]) or n_dis == 1
+
+
+def test_the_average_of_the_generator() -> None:
+    trainer = make(train={"ema": 0.75})
+    before = [p.detach().clone() for p in trainer.sampled.parameters()]
+    assert trainer.sampled is trainer.nets.average
+    trainer.iterate()
+    pairs = zip(
+        before, trainer.nets.generator.parameters(), trainer.sampled.parameters(), strict=True
+    )
+    for old, new, mean in pairs:
+        torch.testing.assert_close(mean, 0.75 * old + 0.25 * new)
+    buffers = zip(trainer.nets.generator.buffers(), trainer.sampled.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in buffers)
+
+
+def test_the_learning_rate_goes_down() -> None:
+    trainer = make(optim={"decay": "linear"}, train={"steps": 4})
+    rates = []
+    for _ in range(4):
+        trainer.iterate()
+        rates.append(trainer.nets.optimizer_d.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_training_does_not_depend_on_what_else_draws_random_numbers(tmp_path: Path) -> None:
+    first, second = make(), make()
+    for _ in range(3):
+        first.iterate()
+    for _ in range(3):
+        torch.randn(17)
+        second.iterate()
+    assert first.take_losses() == second.take_losses()
+    assert make(train={"seed": 1}).rng("real").initial_seed() != first.rng("real").initial_seed()
+
+
+def test_samples_come_from_the_same_z_and_change_no_training(tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "often")
+    run(tiny(log={"samples_every": 0}), tmp_path / "never")
+    a, b = last_state(tmp_path / "often"), last_state(tmp_path / "never")
+    assert all(torch.equal(a["generator"][k], b["generator"][k]) for k in a["generator"])
+    assert sorted(grids(tmp_path / "often")) == [f"step-000000{n}.png" for n in (10, 20, 30)]
+    assert grids(tmp_path / "never") == {}
+
+
+# Options for speed
+
+
+@pytest.mark.parametrize("option", ["cuda_graphs", "tf32"])
+def test_options_for_gpus_are_refused_without_one(option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"speed\.{option}: expected a CUDA device, got cpu"):
+        make(speed={option: True})
+
+
+@pytest.mark.parametrize("option", ["bf16", "channels_last"])
+def test_options_that_work_everywhere(option: str) -> None:
+    plain, fast = make(), make(speed={option: True})
+    for _ in range(5):
+        plain.iterate()
+        fast.iterate()
+    wanted, got = plain.take_losses(), fast.take_losses()
+    assert got == pytest.approx(wanted, abs=0.05)
+    if option == "channels_last":
+        weights = [
+            p for p in fast.nets.discriminator.parameters() if p.ndim == 4 and p.shape[1] > 1
+        ]
+        assert weights and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_losses() -> None:
+    plain, compiled = make(), make(speed={"compile": True})
+    for _ in range(3):
+        plain.iterate()
+        compiled.iterate()
+    assert compiled.take_losses() == pytest.approx(plain.take_losses(), abs=1e-3)
+
+
+def test_batches_must_divide_among_ranks() -> None:
+    from fastsn.gan.ranks import Ranks
+
+    config = tiny(optim={"batch_d": 9})
+    with pytest.raises(ConfigError, match=r"optim\.batch_d: expected a multiple .* \(2\), got 9"):
+        Trainer(config, load_images("fashion_mini", None), CPU, Ranks(0, 2))

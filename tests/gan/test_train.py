@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -36,6 +37,10 @@ def make(**sections: dict[str, Any]) -> Trainer:
 # Going on
 
 
+def begins(out: Path) -> int:
+    return sum(event in ("start", "resume") for event in events(out))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "update"), MODES[:3])
 def test_ten_kills_leave_no_trace(method: str, update: str, tmp_path: Path) -> None:
@@ -50,14 +55,16 @@ def test_ten_kills_leave_no_trace(method: str, update: str, tmp_path: Path) -> N
     run(config, tmp_path / "whole")
     whole = time.perf_counter() - begin
     moments = random.Random(0)
-    kills = 0
-    while kills < 10:
+    for kill in range(10):
+        begun = begins(tmp_path / "killed")
         process = start(config, tmp_path / "killed")
-        process.join(moments.uniform(0.02, 0.1) * whole)
+        # Every second one while it still begins, the others while it trains.
+        while kill % 2 and begins(tmp_path / "killed") == begun:
+            process.join(0.005)
+        process.join(moments.uniform(0.02, 0.12 if kill % 2 else 0.04) * whole)
         assert process.exitcode is None, "the run ended before it was killed ten times"
         process.kill()
         process.join()
-        kills += 1
     run(config, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(5, 301, 5))
@@ -116,16 +123,21 @@ def test_other_options_are_shown_and_refused(tmp_path: Path) -> None:
 
 
 def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``fastsn train`` on two ranks, in a process group of its own."""
+    """``fastsn train`` on two ranks, which leave the numbers of their processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    code = "import sys, torch; torch.set_num_threads(1); from fastsn.gan.cli import main; "
     script = tmp_path / "train.py"
-    script.write_text(f"{code}sys.exit(main())\n")
+    script.write_text(
+        "import os, sys, torch\n"
+        "from pathlib import Path\n"
+        "from fastsn.gan.cli import main\n"
+        "torch.set_num_threads(1)\n"
+        "Path(__file__).with_name('pid' + os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "sys.exit(main())\n"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         [*command, str(script), "train", *arguments],
         env=environment,
-        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -151,7 +163,10 @@ def test_two_ranks_killed_and_resumed(update: str, tmp_path: Path) -> None:
         while not path.exists():
             assert killed.poll() is None, killed.communicate()[0]
             time.sleep(0.002)
-        os.killpg(killed.pid, signal.SIGKILL)
+        # torchrun first, which would stop one rank when the other is gone
+        for pid in (killed.pid, *(int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         killed.communicate()
     rest = begin("killed")
     output, _ = rest.communicate()

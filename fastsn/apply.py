@@ -63,8 +63,8 @@ def apply(
         update: ``"forward"``: every training forward advances the vectors, as in torch. ``"step"``:
             once per change of the weights; the forwards between two optimizer steps share one sigma
             and one normalized weight, as in the training code of the paper's authors. A change is
-            seen by a weight's version counter or address, or made known by ``group.update()``; a
-            write through ``.data`` is not seen.
+            seen by a weight's version counter or address, by the step of an optimizer that holds
+            it, or made known by ``group.update()``; another write through ``.data`` is not seen.
         n_power_iterations: per advance.
         eps: lower bound of the norms the vectors are divided by.
         include: layer names or patterns (``"blocks.*.conv?"``) to normalize. Default: all.

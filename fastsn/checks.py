@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from fastsn.serialization import parametrizations_of
 
-__all__ = ["check_options", "check_weight", "claim_weight"]
+__all__ = ["check_options", "check_weight", "claim_weight", "is_claimed"]
 
 
 def check_options(n_power_iterations: int, eps: float, scale: float | Tensor, update: str) -> None:
@@ -79,6 +79,11 @@ _owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 def claim_weight(weight: Tensor, module: nn.Module, name: str) -> None:
     """Notes that ``module`` normalizes ``weight``, as its ``name``."""
     _owners[id(weight)] = weakref.ref(module), name
+
+
+def is_claimed(weight: Tensor) -> bool:
+    """Whether a layer normalizes ``weight``, or has done so; quick."""
+    return id(weight) in _owners
 
 
 def _is_owned(weight: Tensor) -> bool:

@@ -10,11 +10,14 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from fastsn.checks import is_claimed
 from fastsn.compute import Computed, attach, compute
 from fastsn.op import library
 from fastsn.problem import group_views, split_vectors
@@ -45,9 +48,30 @@ def weight_key(weight: Tensor) -> Any:
         return None
 
 
+@cache
+def _count_optimizer_steps() -> None:
+    """From now on an optimizer's step is a change of the weights in it, whatever it counts itself.
+
+    torch's fused optimizers, and kernels of other libraries, leave the version counters alone.
+    """
+
+    def count(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        changed = [
+            weight
+            for group in optimizer.param_groups
+            for weight in group["params"]
+            if is_claimed(weight) and weight.grad is not None and not weight.is_inference()
+        ]
+        if changed:
+            torch.autograd.graph.increment_version(changed)
+
+    register_optimizer_step_post_hook(count)
+
+
 def normalize_step(
     norms: Sequence[SpectralNorm], weights: Sequence[Tensor], out_dtype: torch.dtype | None
 ) -> list[Tensor]:
+    _count_optimizer_steps()
     capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
     changed, lost = [], []
     for i, (norm, weight) in enumerate(zip(norms, weights, strict=True)):
@@ -135,6 +159,7 @@ library.define(
 def _advance_if_changed(
     weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], handles: Sequence[int]
 ) -> None:
+    _count_optimizer_steps()
     capturing = weights[0].is_cuda and torch.cuda.is_current_stream_capturing()
     first = 0
     for weight, handle in zip(weights, handles, strict=True):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from models import equal, images, norms, originals, small_cnn, vectors
@@ -143,6 +147,45 @@ def test_step_mode_advances_once_per_change() -> None:
                    if a.numel() > 1)  # fmt: skip
     model(x)
     assert equal(advanced, vectors(model))
+
+
+class Uncounted(torch.optim.Optimizer):
+    """One whose kernels leave the version counters alone, as some libraries' do."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.data.add_(parameter.grad, alpha=-0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.Adam, fused=True),
+        partial(torch.optim.SGD, lr=0.1, fused=True),
+        partial(torch.optim.Adam, foreach=True),
+        Uncounted,
+    ],
+)
+def test_step_mode_sees_every_optimizer_step(make: Any) -> None:
+    model, _ = grouped(update="step")
+    optimizer, x = make(model.parameters()), images()
+    model(x).square().sum().backward()
+    before = vectors(model)
+    optimizer.step()
+    output = model(x)
+    assert not any(torch.equal(a, b) for a, b in zip(before, vectors(model), strict=True)
+                   if a.numel() > 1)  # fmt: skip
+    fresh = copy.deepcopy(model).eval()  # nothing recorded, and the same vectors
+    torch.testing.assert_close(output, fresh(x))
+    optimizer.zero_grad()
+    after = vectors(model)
+    optimizer.step()  # without gradients it changes nothing
+    model(x)
+    assert equal(after, vectors(model))
 
 
 def test_step_mode_shares_sigma_and_weight_between_forwards() -> None:

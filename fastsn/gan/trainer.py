@@ -246,7 +246,7 @@ class Trainer:
     # State
 
     def _weights_changed(self) -> None:
-        # Fused optimizers write without the version counters that would show it.
+        # A replayed CUDA graph steps without any of the signs that would show it.
         for norm in self._step_norms:
             norm.forget_weight()
 

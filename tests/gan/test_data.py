@@ -108,7 +108,9 @@ def test_damaged_files_are_named(
     assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"imagenet"}))  # any of its files may be absent
+@pytest.mark.parametrize(
+    "name", sorted(set(LAYOUTS) - {"imagenet"})
+)  # any of its files may be absent
 def test_missing_files_are_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n")

@@ -41,7 +41,7 @@ def begins(out: Path) -> int:
     return sum(event in ("start", "resume") for event in events(out))
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.parametrize(("method", "update"), MODES[:3])
 def test_ten_kills_leave_no_trace(method: str, update: str, tmp_path: Path) -> None:
     """SIGKILL at random moments of 300 steps: same bytes, and no row twice or missing."""
@@ -144,7 +144,7 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.parametrize("update", ["step", "forward"])
 def test_two_ranks_killed_and_resumed(update: str, tmp_path: Path) -> None:
     config = tiny(norm={"update": update}, train={"steps": 60})

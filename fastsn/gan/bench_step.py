@@ -29,7 +29,7 @@ from fastsn.gan.run_dir import environment
 from fastsn.gan.trainer import Trainer
 from fastsn.gan.validation import validate
 
-__all__ = ["CONTENDERS", "BenchOptions", "bench_step", "measure"]
+__all__ = ["CONTENDERS", "BenchOptions", "bench_step", "in_turns", "measure"]
 
 #: Title -> how the discriminator is normalized. The first is what the others are compared with.
 CONTENDERS = {
@@ -103,7 +103,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         values = {**vars(config), "norm": norm}
         steps[title] = Trainer(Config(**values), images, device).iterate
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
-    times = _in_turns(steps, wait, options.seconds)
+    times = in_turns(steps, wait, options.seconds)
     base = statistics.median(times[next(iter(CONTENDERS))])
     rows = []
     for title, taken in times.items():
@@ -159,7 +159,7 @@ def _config(options: BenchOptions) -> Config:
     )
 
 
-def _in_turns(
+def in_turns(
     steps: dict[str, Callable[[], None]], wait: Callable[[], None], seconds: float
 ) -> dict[str, list[float]]:
     """Seconds per iteration of every turn."""

@@ -1,4 +1,4 @@
-"""The command ``fastsn``: train, eval, sample, report and bench-step.
+"""The command ``fastsn``: train, eval, sample, report, bench and bench-step.
 
 Exit codes: 0 done (or stopped by SIGTERM, with everything saved), 1 stopped by a failure while
 training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing written.
@@ -260,12 +260,33 @@ def _bench(options: Namespace) -> int:
     return 0
 
 
+# bench
+
+
+def _weights_options(parser: ArgumentParser) -> None:
+    from fastsn.gan.bench import BenchOptions
+
+    parser.add_class_arguments(BenchOptions, None)
+
+
+def _bench_weights(options: Namespace) -> int:
+    from fastsn.gan.bench import BenchOptions, bench
+
+    _say(bench(BenchOptions(**options.as_dict())))
+    return 0
+
+
 #: Name -> summary, options, command.
 COMMANDS: dict[str, tuple[str, Any, Any]] = {
     "train": ("Train a GAN, or go on with a run.", _train_options, _train),
     "eval": ("Metrics of a checkpoint or of a folder of images.", _eval_options, _eval),
     "sample": ("A picture of samples or of walks in z.", _sample_options, _sample),
     "report": ("Curves and samples of runs, as PNG and HTML.", _report_options, _report),
+    "bench": (
+        "Time of normalizing all weights of a network with torch's SN, fastsn's SN and BSN.",
+        _weights_options,
+        _bench_weights,
+    ),
     "bench-step": (
         "Time of a training step without a norm, with torch's SN, with fastsn's SN and BSSN.",
         _bench_options,

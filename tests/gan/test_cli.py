@@ -125,6 +125,13 @@ BAD = [
     ("report empty", "empty"),
     ("report run run", "different names"),
     ("report run --out text.pt", "text.pt"),
+    ("bench --model vgg", "--model"),
+    ("bench --width 0", "--width"),
+    ("bench --seconds -1", "--seconds"),
+    ("bench --device tpu", "--device"),
+    ("bench --backend opencl", "--backend opencl"),
+    ("bench --backend cuda --device cpu", "--backend cuda"),
+    ("bench --out nowhere/x.json", "--out"),
     ("bench-step --model vgg", "model.name"),
     ("bench-step --seconds 0", "--seconds"),
     ("bench-step --batch -2", "optim.batch_d"),
@@ -236,7 +243,7 @@ def test_later_options_win(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert tree["model"]["name"] == "cnn32"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "sample", "report", "bench-step"])
+@pytest.mark.parametrize("command", ["train", "eval", "sample", "report", "bench", "bench-step"])
 def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

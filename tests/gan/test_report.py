@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import run, tiny
 
 from fastsn.analysis import layer_report
+from fastsn.gan import bench
 from fastsn.gan.bench_step import CONTENDERS, BenchOptions, measure, table
 from fastsn.gan.data import load_images
 from fastsn.gan.diagnostics import diagnose
@@ -189,3 +190,16 @@ def test_step_times(tmp_path: Path) -> None:
         assert row["overhead"] == pytest.approx(row["overhead_s"] / rows[0]["median_s"])
     text = table(json.loads(json.dumps(result)))
     assert all(name in text for name in CONTENDERS)
+
+
+def test_bench_times_every_method_in_every_mode(tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    options = bench.BenchOptions("cnn32", width=0.0625, seconds=0.01, device="cpu", out=str(out))
+    text = bench.bench(options)
+    result = json.loads(out.read_text())
+    assert result["weights"] == 8 and "command" not in result["environment"]
+    assert [row["method"] for row in result["rows"]] == list(bench.METHODS)
+    assert all(row[mode] > 0 for row in result["rows"] for mode in bench.MODES)
+    assert text == bench.table(result)
+    first, fastsn_sn = result["rows"][0], result["rows"][1]
+    assert f"({first['forward'] / fastsn_sn['forward']:4.1f}x)" in text.splitlines()[3]

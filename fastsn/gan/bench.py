@@ -1,0 +1,166 @@
+"""What normalizing all weights of a network costs by itself: fastsn beside torch, in turns.
+
+The short table of ``fastsn bench``; a training step is timed by :mod:`fastsn.gan.bench_step`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import fastsn
+from fastsn.gan.bench_step import in_turns
+from fastsn.gan.config import ConfigError
+from fastsn.gan.models import NETWORKS, build
+from fastsn.gan.ranks import choose_device
+from fastsn.gan.run_dir import environment
+
+__all__ = ["BenchOptions", "bench", "measure", "table"]
+
+MODES = ("forward", "forward + backward", "evaluation")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Whose weights are normalized, and where.
+
+    Args:
+        model: network whose discriminator's weights are taken: mnist, cnn32, resnet128, ...
+        width: factor of the number of channels.
+        seconds: of each method in each mode.
+        device: auto, cpu or cuda.
+        backend: of fastsn: auto, reference, cpu, triton or cuda.
+        out: JSON file to write, too.
+    """
+
+    model: str = "cnn32"
+    width: float = 1.0
+    seconds: float = 0.5
+    device: str = "auto"
+    backend: str = "auto"
+    out: str | None = None
+
+
+class Weights(nn.Module):
+    """A network's layers without the network: its forward reads all weights."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        self.layers = nn.ModuleList(m for m in network.modules() if isinstance(m, kinds))
+
+    def forward(self) -> list[Tensor]:
+        layers: list[Any] = list(self.layers)
+        return [layer.weight for layer in layers]
+
+
+def _torch(weights: Weights) -> None:
+    for layer in weights.layers:
+        parametrizations.spectral_norm(layer)
+
+
+#: Title -> how it is put on the layers. The first is what the others are compared with.
+METHODS: dict[str, Callable[[Weights], Any]] = {
+    "torch SN": _torch,
+    "fastsn SN": partial(fastsn.apply, method="sn"),
+    "fastsn BSN": partial(fastsn.apply, method="bsn"),
+}
+
+
+def bench(options: BenchOptions) -> str:
+    """Times the methods; returns the table, and writes ``options.out``."""
+    if options.out is not None and not Path(options.out).parent.is_dir():
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}")
+    result = measure(options)
+    if options.out is not None:
+        text = json.dumps(result, indent=2)
+        Path(options.out).write_text(f"{text}\n", encoding="utf-8")
+    return table(result)
+
+
+def measure(options: BenchOptions) -> dict[str, Any]:
+    """Median seconds of every method in every mode, and what they were measured on.
+
+    Raises:
+        ConfigError: an option out of range, or a backend that cannot serve here.
+    """
+    if options.model not in NETWORKS:
+        raise ConfigError(f"--model: expected one of {', '.join(NETWORKS)}, got {options.model}")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu or cuda, got {options.device}")
+    for name in ("width", "seconds"):
+        value = getattr(options, name)
+        if not value > 0:
+            raise ConfigError(f"--{name}: expected a positive number, got {value}")
+    device = choose_device(options.device)
+    start = Weights(build(options.model, width=options.width)[1]).to(device)
+    originals = list(start())
+    try:
+        with fastsn.use_backend(options.backend):
+            rows = _rows(start, device, options.seconds)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"--backend {options.backend}: {error}") from error
+    machine = environment()
+    del machine["command"]  # says nothing about speed, and may name private folders
+    return {
+        "options": asdict(options),
+        "environment": machine,
+        "weights": len(originals),
+        "parameters": sum(weight.numel() for weight in originals),
+        "rows": rows,
+    }
+
+
+def _rows(start: Weights, device: torch.device, seconds: float) -> list[dict[str, Any]]:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    rows: list[dict[str, Any]] = [{"method": title} for title in METHODS]
+    grads = [torch.randn_like(weight) for weight in start()]
+    for mode in MODES:
+        runs = {title: _run(put_on, start, grads, mode) for title, put_on in METHODS.items()}
+        times = in_turns(runs, wait, seconds)
+        for row, taken in zip(rows, times.values(), strict=True):
+            row[mode] = statistics.median(taken)
+    return rows
+
+
+def _run(
+    put_on: Callable[[Weights], Any], start: Weights, grads: list[Tensor], mode: str
+) -> Callable[[], None]:
+    weights = copy.deepcopy(start)
+    put_on(weights)
+    layers: list[Any] = list(weights.layers)
+    originals = [layer.parametrizations.weight.original for layer in layers]
+    weights.train(mode != "evaluation")
+
+    def run() -> None:
+        with torch.set_grad_enabled(mode != "evaluation"):
+            weights_sn = weights()
+        if mode == "forward + backward":
+            torch.autograd.grad(weights_sn, originals, grads)
+
+    return run
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows for people; in brackets how many times faster than torch's SN."""
+    options, first = result["options"], result["rows"][0]
+    lines = [
+        f"normalizing the {result['weights']} weights ({result['parameters'] / 1e6:.2f} M) of "
+        f"{options['model']}'s discriminator once, {result['environment']['torch']}, "
+        f"{result['environment']['threads']} threads, medians in turns",
+        f"{'':<12}" + "".join(f"{mode:>24}" for mode in MODES),
+    ]
+    for row in result["rows"]:
+        cells = [f"{row[mode] * 1e3:.3f} ms ({first[mode] / row[mode]:4.1f}x)" for mode in MODES]
+        lines.append(f"{row['method']:<12}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)

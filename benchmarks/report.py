@@ -179,7 +179,8 @@ def main() -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--figure", type=Path, help="an image file to draw, .svg or .png")
     options = parser.parse_args()
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [result for result in found if "benchmarks" in result]  # others: training steps
     if not options.readme.exists():
         parser.error(f"expected a README at {options.readme}, got none")
     old = options.readme.read_text(encoding="utf-8")

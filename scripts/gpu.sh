@@ -95,10 +95,27 @@ for workload in cnn resnet; do
         }
         step "benchmarks of $backend, $workload"
         FASTSN_BACKEND=$backend within 90 "$python" -m pytest benchmarks/test_speed.py -q \
-            --device cuda -k "$names" -p no:cacheprovider \
+            --device cuda -k "$names" -m "not slow" -p no:cacheprovider \
             --benchmark-json="$out/$gpu-$backend-$workload.json" || status=1
     done
 done
+
+# what torch.compile makes of torch's SN and of plain BSN: minutes of compiling, so few of them
+step "benchmarks of torch.compile"
+within 80 "$python" -m pytest benchmarks/test_speed.py -q --device cuda -m slow \
+    -k "(cnn-forward-torch-graphs) or (resnet-forward_backward-torch-graphs)" -p no:cacheprovider \
+    --benchmark-json="$out/$gpu-compiled.json" || status=1
+
+# a training step without a norm, with torch's SN and with fastsn's, eager and as one CUDA graph
+if "$python" -c 'import jsonargparse, torchvision, tqdm, yaml' 2>/dev/null; then
+    for graphs in false true; do
+        step "training step of the CIFAR10 network, CUDA graphs: $graphs"
+        within 40 "$python" -m fastsn.gan.cli bench-step --model cnn32 --batch 64 --device cuda \
+            --seconds 3 --cuda_graphs "$graphs" --out "$out/$gpu-step-graphs-$graphs.json" || status=1
+    done
+else
+    echo "left out: a training step needs the packages of fastsn[gan]"
+fi
 
 tests cuda 90 slow
 tests triton 60 slow

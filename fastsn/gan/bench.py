@@ -6,12 +6,10 @@ The short table of ``fastsn bench``; a training step is timed by :mod:`fastsn.ga
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fastsn
-from fastsn.gan.bench_step import in_turns
+from fastsn.gan.bench_step import in_turns, recorded
 from fastsn.gan.config import ConfigError
 from fastsn.gan.models import NETWORKS, build
 from fastsn.gan.ranks import choose_device
@@ -79,13 +77,7 @@ METHODS: dict[str, Callable[[Weights], Any]] = {
 
 def bench(options: BenchOptions) -> str:
     """Times the methods; returns the table, and writes ``options.out``."""
-    if options.out is not None and not Path(options.out).parent.is_dir():
-        raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}")
-    result = measure(options)
-    if options.out is not None:
-        text = json.dumps(result, indent=2)
-        Path(options.out).write_text(f"{text}\n", encoding="utf-8")
-    return table(result)
+    return table(recorded(lambda: measure(options), options.out))
 
 
 def measure(options: BenchOptions) -> dict[str, Any]:

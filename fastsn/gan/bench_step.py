@@ -29,7 +29,7 @@ from fastsn.gan.run_dir import environment
 from fastsn.gan.trainer import Trainer
 from fastsn.gan.validation import validate
 
-__all__ = ["CONTENDERS", "BenchOptions", "bench_step", "in_turns", "measure"]
+__all__ = ["CONTENDERS", "BenchOptions", "bench_step", "in_turns", "measure", "recorded"]
 
 #: Title -> how the discriminator is normalized. The first is what the others are compared with.
 CONTENDERS = {
@@ -73,13 +73,21 @@ class BenchOptions:
 
 def bench_step(options: BenchOptions) -> str:
     """Times the contenders; returns the table, and writes ``options.out``."""
-    if options.out is not None and not Path(options.out).parent.is_dir():
-        raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}")
-    result = measure(options)
-    if options.out is not None:
-        text = json.dumps(result, indent=2)
-        Path(options.out).write_text(f"{text}\n", encoding="utf-8")
-    return table(result)
+    return table(recorded(lambda: measure(options), options.out))
+
+
+def recorded(measuring: Callable[[], dict[str, Any]], out: str | None) -> dict[str, Any]:
+    """The result of ``measuring``, also written to the JSON file ``out``, if there is one.
+
+    Raises:
+        ConfigError: before anything is measured, if ``out`` has no folder.
+    """
+    if out is not None and not Path(out).parent.is_dir():
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
+    result = measuring()
+    if out is not None:
+        Path(out).write_text(f"{json.dumps(result, indent=2)}\n", encoding="utf-8")
+    return result
 
 
 def measure(options: BenchOptions) -> dict[str, Any]:

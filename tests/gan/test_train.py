@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,25 +147,40 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.endurance
 @pytest.mark.parametrize("update", ["step", "forward"])
-def test_two_ranks_killed_and_resumed(update: str, tmp_path: Path) -> None:
-    config = tiny(norm={"update": update}, train={"steps": 60})
+def test_ten_kills_of_two_ranks_leave_no_trace(update: str, tmp_path: Path) -> None:
+    """Launcher and ranks die together, at random moments of 300 steps."""
+    config = tiny(norm={"update": update}, train={"steps": 300})
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
+    pids = [tmp_path / f"pid{rank}" for rank in (0, 1)]
 
     def begin(out: str) -> subprocess.Popen[str]:
+        for path in pids:
+            path.unlink(missing_ok=True)
         return torchrun(tmp_path, "--config", str(file), "--out", str(tmp_path / out))
 
+    def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+        while not ready():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+
     whole = begin("whole")
+    wait_for(whole, lambda: begins(tmp_path / "whole") == 1)
+    start_of_steps = time.perf_counter()
     output, _ = whole.communicate()
     assert whole.returncode == 0, output
-    for step in (10, 30):
+    seconds = time.perf_counter() - start_of_steps
+    moments = random.Random(1)
+    for kill in range(10):
+        begun = begins(tmp_path / "killed")
         killed = begin("killed")
-        path = checkpoint.step_path(tmp_path / "killed" / "checkpoints", step)
-        while not path.exists():
-            assert killed.poll() is None, killed.communicate()[0]
-            time.sleep(0.002)
+        wait_for(killed, lambda: all(path.exists() and path.read_text() for path in pids))
+        if kill % 3:  # the others die while they begin
+            wait_for(killed, lambda begun=begun: begins(tmp_path / "killed") > begun)
+        time.sleep(moments.uniform(0, 0.1) * seconds)
+        assert killed.poll() is None, "the run ended before it was killed ten times"
         # torchrun first, which would stop one rank when the other is gone
-        for pid in (killed.pid, *(int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1))):
+        for pid in (killed.pid, *(int(path.read_text()) for path in pids)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         killed.communicate()
@@ -173,11 +189,8 @@ def test_two_ranks_killed_and_resumed(update: str, tmp_path: Path) -> None:
     assert rest.returncode == 0, output
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     assert last_state(tmp_path / "whole")["world_size"] == 2
-    assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(5, 61, 5))
-    resumed = [
-        row for row in read_rows(tmp_path / "killed/events.jsonl") if "resume" in row["event"]
-    ]
-    assert len(resumed) == 2 and all(row["step"] >= 10 for row in resumed)
+    assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(5, 301, 5))
+    assert events(tmp_path / "killed").count("resume") >= 2
 
 
 def test_ranks_draw_different_numbers() -> None:

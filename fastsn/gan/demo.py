@@ -23,6 +23,8 @@ from fastsn.gan.jsonl import read_rows
 from fastsn.gan.presets import load_preset
 from fastsn.gan.report import report
 
+OUT = Path("runs/demo")
+
 #: Part of the iterations after which the training is stopped.
 STOP = 0.3
 #: Pictures for the README: name there, name in the report.
@@ -37,7 +39,7 @@ SUMMARY = "demo.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, stops, resumes, measures and reports."""
     parser = argparse.ArgumentParser(prog="fastsn.gan.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the run")
     parser.add_argument("--images", type=Path, help="folder for the README's pictures and numbers")
     parser.add_argument("--readme", type=Path, help="file to write the numbers into, too")
     parser.add_argument("--steps", type=int, help="iterations; default: the preset's")
@@ -46,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     steps = options.steps or load_preset("demo").train.steps
     if (options.out / "config.yaml").exists():
-        shutil.rmtree(options.out)
+        if options.out != OUT:
+            parser.error(f"--out: expected a folder without a run, got {options.out}")
+        shutil.rmtree(OUT)  # the demo before this one
     command = [sys.executable, "-m", "fastsn.gan.cli", "train", "--config=demo"]
     command += [f"--train.steps={steps}", f"--out={options.out}"]
     title("Training the MNIST network with fused BSSN on 5,000 images of clothing")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastsn.gan import demo
+
 
 @pytest.mark.endurance
 def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
@@ -32,3 +34,12 @@ def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     for row in summary["step_time"]["rows"]:
         assert f"| {row['contender']} | {row['median_s'] * 1e3:.1f} ms |" in text
+
+
+def test_the_demo_leaves_other_runs_alone(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("train: {}\n")
+    with pytest.raises(SystemExit) as raised:
+        demo.main([f"--out={tmp_path}"])
+    assert raised.value.code == 2
+    assert list(tmp_path.iterdir()) == [config] and config.read_text() == "train: {}\n"

@@ -172,8 +172,7 @@ def fold(model: nn.Module) -> nn.Module:
     """Makes normalized layers plain again, with the normalized weight as their parameter.
 
     For inference and export: the weights are those an evaluation forward would use. Groups are
-        taken off. Torch's own
-    spectral norms and other parametrizations are left alone.
+    taken off. Torch's own spectral norms and other parametrizations are left alone.
 
     Args:
         model: changed in place.

@@ -77,10 +77,13 @@ class ModelConfig:
         name: mnist (Tables 4-5), cnn32, cnn48, cnn64 (Tables 2-3), resnet32 .. resnet128
             (Tables 8-13).
         width: factor of the number of channels; 1 is the paper's.
+        negative_slope: of the discriminator's leaky ReLU, 0 for ReLU; default: the table's. The
+            ResNets have none.
     """
 
     name: str = "mnist"
     width: float = 1.0
+    negative_slope: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,16 @@ class NormConfig:
             for lecun.
         update: step: the singular vectors advance once per discriminator update, as in the
             authors' code; forward: at every forward, as in torch.
+        spread: standard deviation of the logarithms of the layers' scales, whose geometric mean is
+            scale (appendix K); 0: all layers have the same. For ssn, bssn and sn_conv.
+        spread_seed: of the layers' scales.
     """
 
     method: str = "bssn"
     scale: float = 1.0
     update: str = "step"
+    spread: float = 0.0
+    spread_seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ One row per layer, and one named ``all`` for the network (sections 3 and 4, appe
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.analysis import layer_report
+from fastsn.conv import ConvSpectralNorm
+from fastsn.convert import fold
 from fastsn.gan.sampling import evaluating
+from fastsn.parametrization import SpectralNorm
 
 __all__ = ["WHOLE", "diagnose"]
 
@@ -29,13 +33,17 @@ def diagnose(discriminator: nn.Module, real: Tensor) -> list[dict[str, Any]]:
         real: some real images ``[n, c, h, w]``.
 
     Returns:
-        Per layer: ``grad_norm`` of its raw weight (biases count nowhere, as in appendix J), and
-        the columns of :class:`fastsn.analysis.LayerRow`: ``variance`` and ``variance_bound``
-        (Theorems 2 and 3), ``sigma``, ``exact``, ``ratio``, ``sigma_0``, ``sigma_1``, ``conv_norm``
-        and its bounds by Tsuzuku et al. Under ``all``: ``grad_norm`` of all weights,
-        ``input_grad_norm``, the mean over images of ``|dD(x)/dx|``, and ``log_variance_product``.
+        Per layer: ``grad_norm`` of its raw weight (biases count nowhere, as in appendix J);
+        ``output_grad_norm``, the mean over images of ``|dD(x)/dW|`` for the weight ``W`` that the
+        layer uses, which Proposition 1 bounds; and the columns of
+        :class:`fastsn.analysis.LayerRow`: ``variance`` and ``variance_bound`` (Theorems 2 and 3),
+        ``sigma``, ``exact``, ``ratio``, ``scale``, ``sigma_0``, ``sigma_1``, ``conv_norm`` and its
+        bounds by Tsuzuku et al. Under ``all``: ``grad_norm`` and ``output_grad_norm`` of all
+        weights, ``input_grad_norm``, the mean over images of ``|dD(x)/dx|``, and
+        ``log_variance_product``.
     """
     gradients = _weight_gradients(discriminator)
+    outputs = _output_gradients(discriminator, real)
     rows: list[dict[str, Any]] = []
     # In float32: a network of another precision is copied by layer_report, not changed.
     for layer in layer_report(discriminator, real[:1].float()):
@@ -44,6 +52,7 @@ def diagnose(discriminator: nn.Module, real: Tensor) -> list[dict[str, Any]]:
             "layer": layer.name,
             "norm": layer.norm,
             "grad_norm": None if gradient is None else float(gradient.float().norm()),
+            "output_grad_norm": outputs.get(layer.name),
         }
         for name in (
             "variance",
@@ -66,6 +75,7 @@ def diagnose(discriminator: nn.Module, real: Tensor) -> list[dict[str, Any]]:
         {
             "layer": WHOLE,
             "grad_norm": math.hypot(*known) if known else None,
+            "output_grad_norm": outputs[WHOLE],
             "input_grad_norm": _input_gradient(discriminator, real),
             "log_variance_product": sum(math.log(v) for v in variances) if all(variances) else None,
         }
@@ -95,3 +105,28 @@ def _input_gradient(discriminator: nn.Module, real: Tensor) -> float:
     with evaluating(discriminator), torch.enable_grad():
         (gradient,) = torch.autograd.grad(discriminator(images).sum(), images)
     return float(gradient.flatten(1).float().norm(dim=1).mean())
+
+
+def _output_gradients(discriminator: nn.Module, real: Tensor) -> dict[str, float]:
+    """Mean over images of ``|dD(x)/dW|``, of each weight that is used and of all of them."""
+    plain = copy.deepcopy(discriminator).eval()
+    if any(isinstance(module, (SpectralNorm, ConvSpectralNorm)) for module in plain.modules()):
+        fold(plain)
+    names: dict[str, Tensor] = {}
+    for path, module in list(plain.named_modules()):
+        if parametrize.is_parametrized(module, "weight"):  # torch's own norm
+            parametrize.remove_parametrizations(module, "weight")
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
+            names[f"{path}.weight"] = weight.requires_grad_()
+    norms = []
+    with torch.enable_grad():
+        for image in real.split(1):
+            gradients = torch.autograd.grad(plain(image).sum(), [*names.values()])
+            norms.append(torch.stack([gradient.float().norm() for gradient in gradients]))
+    of_images = torch.stack(norms)
+    means = of_images.mean(0).tolist()
+    return {
+        **dict(zip(names, means, strict=True)),
+        WHOLE: float(of_images.norm(dim=1).mean()),
+    }

@@ -96,6 +96,7 @@ class CNNDiscriminator(nn.Module):
     """
 
     unit = 1.0  # the paper's pixels are in [-1, 1], as ours
+    negative_slope = 0.1
 
     def __init__(self, resolution: int = 32, channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class CNNDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.1)
+            x = F.leaky_relu(conv(x), self.negative_slope)
         return self.fc(x.flatten(1))
 
 
@@ -161,6 +162,7 @@ class MNISTDiscriminator(nn.Module):
     """
 
     unit = 2.0  # one unit of the paper's pixels, in [0, 1], is two of ours
+    negative_slope = 0.2
 
     def __init__(self, resolution: int = 28, channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
@@ -174,7 +176,7 @@ class MNISTDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (x + 1) / 2
         for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.2)
+            x = F.leaky_relu(conv(x), self.negative_slope)
         return self.fc(x.flatten(1))
 
 
@@ -236,6 +238,7 @@ def build(
     resolution: int | None = None,
     width: float = 1.0,
     channels: int | None = None,
+    negative_slope: float | None = None,
 ) -> tuple[nn.Module, nn.Module]:
     """A generator and a discriminator, initialized from torch's default random numbers.
 
@@ -244,6 +247,7 @@ def build(
         resolution: side of the images; default: that of the paper's data set.
         width: factor of the numbers of channels (but z's and the images').
         channels: of the images; default: likewise.
+        negative_slope: of the discriminator's leaky ReLU; default: the table's.
 
     Returns:
         ``(generator, discriminator)``. The generator has ``z_dim`` and ``latent``, ``"normal"`` for
@@ -268,7 +272,15 @@ def build(
     if not 0 < width < math.inf:
         raise ValueError(f"expected width to be a positive number, got {width}")
     sizes = resolution, channels, width
-    return network.generator(*sizes), network.discriminator(*sizes)
+    generator, discriminator = network.generator(*sizes), network.discriminator(*sizes)
+    if negative_slope is not None:
+        if not hasattr(discriminator, "negative_slope"):
+            raise ValueError(
+                f"expected no negative_slope with network {name!r}, got {negative_slope}: it has "
+                "ReLUs alone"
+            )
+        discriminator.negative_slope = negative_slope
+    return generator, discriminator
 
 
 def lecun_(network: nn.Module, scale: float = 1.0) -> None:

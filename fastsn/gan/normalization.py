@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import register
 from fastsn.problem import BSN, SN
 
-__all__ = ["METHODS", "SCALED", "normalize"]
+__all__ = ["METHODS", "SCALED", "SPREADABLE", "normalize", "spread_scales"]
 
 #: ``none``. ``sn``, ``ssn``, ``bsn``, ``bssn``: :func:`fastsn.apply`. ``sn_conv``:
 #: :func:`fastsn.conv_spectral_norm`. ``same_gamma`` and ``diff_gamma``: SN with a trained factor of
@@ -41,12 +42,17 @@ METHODS = (
 #: The methods with a scale.
 SCALED = ("ssn", "bssn", "sn_conv", "lecun")
 
+#: The methods that can have another scale in each layer.
+SPREADABLE = ("ssn", "bssn", "sn_conv")
+
 
 def normalize(
     discriminator: nn.Module,
     method: str,
     *,
     scale: float = 1.0,
+    spread: float = 0.0,
+    spread_seed: int = 0,
     update: str = "step",
     input_shape: tuple[int, int, int],
 ) -> SpectralNormGroup | None:
@@ -60,6 +66,8 @@ def normalize(
             parameters.
         scale: factor of the normalized weights, not of the biases; for ``lecun`` of the initial
             weights. Only methods in :data:`SCALED` have one.
+        spread, spread_seed: make ``scale`` the geometric mean of a random scale for each layer,
+            see :func:`spread_scales`. Only methods in :data:`SPREADABLE` can.
         update: ``"step"``: vectors advance once per change of the weights, as in the authors'
             code; ``"forward"``: at every training forward, as in torch. The convolutions of
             ``sn_conv`` and all of ``torch`` know only the second, whatever is asked for.
@@ -69,37 +77,60 @@ def normalize(
         The group of what is normalized by fastsn's SN and BSN, or None if nothing is.
 
     Raises:
-        ValueError: an unknown method or update, or a scale for a method without one.
+        ValueError: an unknown method or update, or a scale or spread for a method without one.
     """
     if method not in METHODS:
         raise ValueError(f"expected a normalization method of {METHODS}, got {method!r}")
     if scale != 1 and method not in SCALED:
         raise ValueError(f"expected scale 1 with method {method!r}, got {scale}: it has none")
+    if spread and method not in SPREADABLE:
+        raise ValueError(
+            f"expected spread 0 with method {method!r}, got {spread}: the methods with a scale for "
+            f"each layer are {', '.join(SPREADABLE)}"
+        )
     if update not in ("step", "forward"):
         raise ValueError(f"expected update to be 'step' or 'forward', got {update!r}")
     if method in ("sn", "bsn"):
         return fastsn.apply(discriminator, method, update=update)
+    layers = _layers(discriminator)
+    scales = spread_scales(len(layers), scale, spread, spread_seed)
     if method in ("ssn", "bssn"):
-        return fastsn.apply(discriminator, method, scale=scale, update=update)
+        for layer, one in zip(layers, scales, strict=True):
+            _register(layer, SN if method == "ssn" else BSN, one, update)
+        return SpectralNormGroup(discriminator)
     if method == "sn_conv":
-        return _sn_conv(discriminator, scale, update, input_shape)
+        return _sn_conv(discriminator, scales, update, input_shape)
     if method.endswith("gamma"):
         kind = BSN if method.startswith("bsn") else SN
         return _gamma(discriminator, kind, update, shared="same" in method)
     if method == "torch":
-        for layer in _layers(discriminator):
+        for layer in layers:
             torch_spectral_norm(layer)
     if method == "lecun":
         lecun_(discriminator, scale)
     return None
 
 
+def spread_scales(n: int, scale: float, spread: float, seed: int) -> list[float]:
+    """Random scales of ``n`` layers whose geometric mean is ``scale`` (appendix K).
+
+    The paper does not say how its scales are distributed. Here their logarithms are normal, with
+    standard deviation ``spread``, before their mean is taken off.
+    """
+    random = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (scale * (spread * (random - random.mean())).exp()).tolist()
+
+
 def _layers(network: nn.Module) -> list[Any]:
     return [layer for layer in network.modules() if isinstance(layer, nn.Linear) or is_conv(layer)]
 
 
+def _register(layer: nn.Module, kind: int, scale: float | Tensor, update: str) -> None:
+    register(layer, "weight", 1, 1e-12, None, kind=kind, scale=scale, update=update)
+
+
 def _sn_conv(
-    network: nn.Module, scale: float, update: str, input_shape: tuple[int, int, int]
+    network: nn.Module, scales: Sequence[float], update: str, input_shape: tuple[int, int, int]
 ) -> SpectralNormGroup:
     """A dry run tells every convolution's input size; a linear layer's SN_Conv is its plain SN."""
     layers = _layers(network)
@@ -116,11 +147,11 @@ def _sn_conv(
     finally:
         for hook in hooks:
             hook.remove()
-    for layer in layers:
+    for layer, scale in zip(layers, scales, strict=True):
         if is_conv(layer):
             fastsn.conv_spectral_norm(layer, input_shape=shapes[layer], scale=scale)
         else:
-            register(layer, "weight", 1, 1e-12, None, kind=SN, scale=scale, update=update)
+            _register(layer, SN, scale, update)
     return SpectralNormGroup(network)
 
 
@@ -145,7 +176,7 @@ def _gamma(network: nn.Module, kind: int, update: str, *, shared: bool) -> Spect
     one = nn.Parameter(layers[0].weight.new_ones(()))
     for layer in layers:
         gamma = one if shared else nn.Parameter(torch.ones_like(one))
-        register(layer, "weight", 1, 1e-12, None, kind=kind, scale=gamma, update=update)
+        _register(layer, kind, gamma, update)
         if layer.bias is not None:
             parametrize.register_parametrization(layer, "bias", _Times(gamma))
     return SpectralNormGroup(network)

@@ -102,7 +102,11 @@ class Trainer:
             torch.manual_seed(seed_of(config.train.seed, "init"))
             try:
                 generator, discriminator = build(
-                    config.model.name, resolution=size, width=config.model.width, channels=channels
+                    config.model.name,
+                    resolution=size,
+                    width=config.model.width,
+                    channels=channels,
+                    negative_slope=config.model.negative_slope,
                 )
             except ValueError as error:
                 raise ConfigError(
@@ -113,6 +117,8 @@ class Trainer:
                 discriminator,
                 config.norm.method,
                 scale=config.norm.scale,
+                spread=config.norm.spread,
+                spread_seed=config.norm.spread_seed,
                 update=config.norm.update,
                 input_shape=(channels, size, size),
             )

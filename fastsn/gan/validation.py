@@ -9,7 +9,7 @@ from fastsn.gan.data import DATASETS
 from fastsn.gan.features import EXTRACTORS
 from fastsn.gan.losses import LOSSES
 from fastsn.gan.models import NETWORKS
-from fastsn.gan.normalization import METHODS, SCALED
+from fastsn.gan.normalization import METHODS, SCALED, SPREADABLE
 
 __all__ = ["validate"]
 
@@ -34,6 +34,9 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "loss.gradient_penalty",
+    "model.negative_slope",
+    "norm.spread",
+    "norm.spread_seed",
     "train.seed",
     "log.samples_every",
     "log.diagnostics_every",
@@ -65,7 +68,7 @@ def validate(config: Config) -> Config:
         if options[name] is not None and not (options[name] > 0 and math.isfinite(options[name])):
             raise ConfigError(f"{name}: expected a positive number, got {options[name]!r}")
     for name in _NOT_NEGATIVE:
-        if not (options[name] >= 0 and math.isfinite(options[name])):
+        if options[name] is not None and not (options[name] >= 0 and math.isfinite(options[name])):
             raise ConfigError(f"{name}: expected 0 or a positive number, got {options[name]!r}")
     for name in ("optim.beta1", "optim.beta2", "train.ema"):
         if not 0 <= options[name] < 1:
@@ -80,6 +83,16 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"norm.scale: expected 1 with norm.method {norm.method!r}, got {norm.scale}: the "
             f"methods with a scale are {', '.join(SCALED)}"
+        )
+    if norm.spread and norm.method not in SPREADABLE:
+        raise ConfigError(
+            f"norm.spread: expected 0 with norm.method {norm.method!r}, got {norm.spread}: the "
+            f"methods with a scale for each layer are {', '.join(SPREADABLE)}"
+        )
+    if config.model.negative_slope is not None and config.model.name.startswith("resnet"):
+        raise ConfigError(
+            f"model.negative_slope: expected none with model.name {config.model.name!r}, got "
+            f"{config.model.negative_slope}: it has ReLUs alone"
         )
     if speed.cuda_graphs and speed.compile:
         raise ConfigError("speed.cuda_graphs: expected false with speed.compile, got both")

@@ -39,6 +39,13 @@ BAD = [
     ({"model": {"width": "wide"}}, "model.width: expected float, got 'wide'"),
     ({"norm": {"method": "SN"}}, "norm.method: expected one of"),
     ({"norm": {"method": "sn", "scale": 1.2}}, "norm.scale: expected 1 with norm.method 'sn'"),
+    ({"norm": {"method": "sn", "spread": 0.5}}, "norm.spread: expected 0 with norm.method 'sn'"),
+    ({"norm": {"method": "ssn", "spread": -1.0}}, "norm.spread: expected 0 or a positive"),
+    ({"model": {"negative_slope": -0.1}}, "model.negative_slope: expected 0 or a positive"),
+    (
+        {"model": {"name": "resnet32", "negative_slope": 0.2}},
+        "model.negative_slope: expected none with model.name 'resnet32'",
+    ),
     ({"norm": {"update": "never"}}, "norm.update: expected one of"),
     ({"loss": {"name": "mse"}}, "loss.name: expected one of"),
     ({"loss": {"gradient_penalty": -1.0}}, "loss.gradient_penalty: expected 0 or a positive"),

@@ -261,3 +261,25 @@ def test_only_the_first_down_block_sees_what_is_below_zero() -> None:
 def test_impossible_networks_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("mnist", 3), ("cnn32", 7)])
+def test_negative_slope_is_that_of_every_activation(name: str, layers: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        _, discriminator = build(name, width=1 / 16, negative_slope=0.5)
+    slopes: list[float] = []
+
+    def leaky(x: Tensor, slope: float) -> Tensor:
+        slopes.append(slope)
+        return x
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "leaky_relu", leaky)
+        discriminator(torch.randn(1, NETWORKS[name].channels, *2 * [NETWORKS[name].resolution]))
+    assert slopes == layers * [0.5]
+
+
+def test_relu_networks_have_no_negative_slope() -> None:
+    with pytest.raises(ValueError, match="expected no negative_slope with network 'resnet32'"):
+        build("resnet32", width=1 / 16, negative_slope=0.1)

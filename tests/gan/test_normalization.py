@@ -13,7 +13,7 @@ from fastsn.analysis import conv_norm_of, spectral_norm_exact
 from fastsn.conv import ConvSpectralNorm
 from fastsn.gan.losses import gradient_penalty
 from fastsn.gan.models import NETWORKS, build
-from fastsn.gan.normalization import METHODS, SCALED, normalize
+from fastsn.gan.normalization import METHODS, SCALED, SPREADABLE, normalize, spread_scales
 from fastsn.parametrization import SpectralNorm
 
 SHAPES = {name: (n.channels, n.resolution, n.resolution) for name, n in NETWORKS.items()}
@@ -193,3 +193,24 @@ def test_unknown_names_are_refused() -> None:
         normalize(network, "bss", input_shape=SHAPES["mnist"])
     with pytest.raises(ValueError, match="expected update to be 'step' or 'forward', got 'never'"):
         normalize(network, "bssn", update="never", input_shape=SHAPES["mnist"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_spread_gives_every_layer_a_scale_of_its_own_or_is_refused(method: str) -> None:
+    network = discriminator_of("cnn32")
+    if method not in SPREADABLE:
+        with pytest.raises(ValueError, match=f"expected spread 0 with method '{method}'"):
+            normalize(network, method, spread=0.5, input_shape=SHAPES["cnn32"])
+        return
+    normalize(network, method, scale=1.75, spread=0.5, spread_seed=3, input_shape=SHAPES["cnn32"])
+    norms = [m for m in network.modules() if isinstance(m, (SpectralNorm, ConvSpectralNorm))]
+    scales = torch.tensor([norm.scale for norm in norms], dtype=torch.float64)
+    assert scales.tolist() == spread_scales(8, 1.75, 0.5, 3)
+    assert scales.log().mean().exp() == pytest.approx(1.75)
+    assert 0.2 < scales.log().std() < 1
+
+
+def test_scales_differ_between_seeds_and_not_without_a_spread() -> None:
+    assert spread_scales(4, 1.2, 0.0, 0) == [1.2] * 4
+    assert spread_scales(4, 1.2, 0.5, 0) == spread_scales(4, 1.2, 0.5, 0)
+    assert spread_scales(4, 1.2, 0.5, 0) != spread_scales(4, 1.2, 0.5, 1)

@@ -25,6 +25,7 @@ PAPER = {
     "paper/cifar10_bsn_h5": (2e-4, 1e-4, 0.5, 0.999, 1, 64, 64, 400_000, "hinge", "cnn32"),
     "paper/cifar10_wgan_gp": (1e-4, 2e-4, 0.5, 0.999, 1, 64, 64, 400_000, "wgan", "cnn32"),
     "paper/cifar10_wgan_gp_explode": (1e-3, 1e-3, 0.5, 0.999, 1, 64, 64, 400_000, "wgan", "cnn32"),
+    "paper/cifar10_wgan_gp_vanish": (1e-3, 1e-3, 0.5, 0.999, 1, 64, 64, 400_000, "wgan", "cnn32"),
     "paper/cifar10_same_gamma": (1e-4, 1e-4, 0.5, 0.999, 1, 64, 64, 400_000, "wgan", "cnn32"),
     "paper/stl10_bssn": (1e-4, 1e-4, 0.5, 0.999, 1, 64, 64, 800_000, "hinge", "cnn48"),
     "paper/stl10_bssn_h1": (1e-4, 1e-4, 0.5, 0.9, 5, 64, 64, 400_000, "hinge", "cnn48"),
@@ -50,7 +51,9 @@ def test_the_papers_numbers(name: str) -> None:
         config.model.name,
     ) == PAPER[name]
     penalized = config.loss.name == "wgan" and config.norm.method != "sn_conv"
-    assert config.loss.gradient_penalty == (10 if penalized else 0)
+    vanishing = name.endswith("vanish")  # appendix I: penalty weight 50, and ReLU
+    assert config.loss.gradient_penalty == (50 if vanishing else 10 if penalized else 0)
+    assert config.model.negative_slope == (0 if vanishing else None)
 
 
 def test_the_methods_and_scales() -> None:

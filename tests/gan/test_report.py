@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny import run, tiny
 
@@ -118,8 +119,22 @@ def test_diagnostics_are_those_of_the_layers() -> None:
         sum(row["grad_norm"] ** 2 for row in layers) ** 0.5, rel=1e-6
     )
 
-    step = 1e-3
     discriminator.eval()
+    weights = [layer.weight.detach() for layer in (*discriminator.convs, discriminator.fc)]
+    expected = []
+    for image in real:
+        x, leaves = (image[None] + 1) / 2, [w.clone().requires_grad_() for w in weights]
+        for leaf in leaves[:-1]:
+            x = F.leaky_relu(F.conv2d(x, leaf, stride=2, padding=2), 0.2)
+        F.linear(x.flatten(1), leaves[-1]).sum().backward()
+        expected.append([float(leaf.grad.norm()) for leaf in leaves])
+    means = torch.tensor(expected).mean(0).tolist()
+    assert [row["output_grad_norm"] for row in layers] == pytest.approx(means, rel=1e-5)
+    assert whole["output_grad_norm"] == pytest.approx(
+        float(torch.tensor(expected).norm(dim=1).mean()), rel=1e-5
+    )
+
+    step = 1e-3
     norms = []
     for image in real:
         image = image.clone()[None].requires_grad_(True)

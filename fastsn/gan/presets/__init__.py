@@ -24,6 +24,7 @@ WITH_TABLE_7 = ("cifar10", "stl10", "celeba")
 ONLY = {
     "wgan_gp": ("cifar10",),
     "wgan_gp_explode": ("cifar10",),
+    "wgan_gp_vanish": ("cifar10",),
     "sn_conv": ("mnist", "cifar10", "stl10"),
 }
 

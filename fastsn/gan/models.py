@@ -279,7 +279,7 @@ def build(
                 f"expected no negative_slope with network {name!r}, got {negative_slope}: it has "
                 "ReLUs alone"
             )
-        discriminator.negative_slope = negative_slope
+        setattr(discriminator, "negative_slope", negative_slope)  # noqa: B010 - a plain number
     return generator, discriminator
 
 

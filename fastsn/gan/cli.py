@@ -85,7 +85,7 @@ def _content(name: str) -> str:
     from fastsn.gan.config import ConfigError, read_yaml
     from fastsn.gan.presets import load_preset
 
-    if not Path(name).exists():
+    if not Path(name).is_file():  # a folder may well be called demo
         return load_preset(name).to_yaml()
     if not isinstance(read_yaml(Path(name)), dict):
         raise ConfigError(f"{name}: expected sections such as 'data' and 'train'")

@@ -280,3 +280,13 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert "none named jsonargparse: pip install 'fastsn[gan]'" in done.stderr
+
+
+def test_a_preset_is_found_beside_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--config=demo", "--print_config"])
+    assert "fashion_mini" in capsys.readouterr().out

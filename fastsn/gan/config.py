@@ -284,8 +284,16 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def run_name(self) -> str:
-        """A folder name that is a function of the options that make the run what it is."""
-        fixed = {name: value for name, value in flatten(self.to_dict()) if name not in FREE}
+        """A folder name that is a function of the options that make the run what it is.
+
+        Only those that are not the default: an option that is added later leaves names as they are.
+        """
+        usual = dict(flatten(Config().to_dict()))
+        fixed = {
+            name: value
+            for name, value in flatten(self.to_dict())
+            if name not in FREE and value != usual[name]
+        }
         digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
         parts = (self.data.name, self.norm.method, f"seed{self.train.seed}", digest.hexdigest())
         return "-".join(parts)

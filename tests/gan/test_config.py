@@ -157,6 +157,22 @@ def test_every_counter_makes_another_seed() -> None:
         seed_of(0, "reel")
 
 
+def test_an_option_that_comes_later_leaves_names_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = tiny(train={"seed": 3}).run_name()
+    before = Config.to_dict
+
+    def to_dict(self: Config) -> dict[str, dict[str, Any]]:
+        tree = before(self)
+        tree["train"]["later"] = 0.5
+        return tree
+
+    monkeypatch.setattr(Config, "to_dict", to_dict)
+    assert "later" in tiny().to_dict()["train"]
+    assert tiny(train={"seed": 3}).run_name() == name
+
+
 def test_flatten_names_options_with_dots() -> None:
     names = [name for name, _ in flatten(Config().to_dict())]
     assert names[0] == "data.name" and "train.steps" in names

@@ -6,7 +6,6 @@ field ``steps`` of ``Config.train``. :mod:`fastsn.gan.validation` says what cann
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

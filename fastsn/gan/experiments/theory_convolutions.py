@@ -102,9 +102,10 @@ def tsuzuku_verdict(rows: Sequence[Row]) -> Verdict:
             rows,
             "reshaped",
             "value",
-            note="Fails where every output position reads some padding, as a padded 3x3 kernel on "
-            "a 1x1 or 2x2 input: parts of the kernel never act. SN_Conv then divides by less than "
-            "SN, against what section 4 concludes. The paper's Tables 3 and 5 have no such layer.",
+            note="Fails where every output position reads some padding (or, if it is circular, an "
+            "element twice), as a padded 3x3 kernel on a 1x1 or 2x2 input: parts of the kernel "
+            "never act. SN_Conv then divides by less than SN, against what section 4 concludes. "
+            "The discriminators of Tables 3 and 5 have no such layer.",
         ),
         judge(
             "||w^|| <= ||w~||, if some output position reads a whole patch of the input",

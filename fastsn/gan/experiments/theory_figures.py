@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastsn.gan.experiments.theory_sheet import BOUND, BREACH, PALETTE, breaches, limit, sheet
+from fastsn.gan.experiments.theory_sheet import (
+    BOUND,
+    BREACH,
+    PALETTE,
+    breaches,
+    legend,
+    limit,
+    sheet,
+)
 from fastsn.gan.experiments.theory_verdict import Row
 
 if TYPE_CHECKING:
@@ -17,7 +26,7 @@ __all__ = ["draw_theorem2", "draw_theorem3", "draw_tsuzuku"]
 _MARKERS = ("o", "s", "^", "v", "D", "P")
 
 
-def values_of(rows: Iterable[Row], name: str) -> list[str]:
+def values_of(rows: Iterable[Row], name: str) -> list[Any]:
     """The different values of a column, in the order of the rows."""
     return list(dict.fromkeys(row[name] for row in rows))
 
@@ -46,17 +55,16 @@ def draw_theorem2(rows: Sequence[Row], path: Path) -> None:
             "breaks the bound",
         )
         left.set(
-            xscale="log", ylim=(0, 1.1), xlabel="max(m, n)", ylabel="variance / upper bound",
+            xscale="log", ylim=(0, 1.4), xlabel="max(m, n)", ylabel="variance / upper bound",
             title="Var(a / ||A||) over 1 / max(m, n)",
         )  # fmt: skip
-        left.legend(loc="lower left", ncols=2)
+        legend(left, loc="upper center", ncols=3)
         known = [row for row in rows if row["constant"] is not None]
         _constants(right, known, lambda row: max(row["m"], row["n"]), "max(m, n)")
 
 
-def _constants(axes: Axes, rows: Sequence[Row], extent: object, label: str) -> None:
+def _constants(axes: Axes, rows: Sequence[Row], extent: Callable[[Row], float], label: str) -> None:
     """The constant of a lower bound over the size: it must not fall to zero."""
-    assert callable(extent)
     for index, family in enumerate(values_of(rows, "family")):
         found = sorted((row for row in rows if row["family"] == family), key=extent)
         axes.errorbar(
@@ -73,12 +81,12 @@ def _constants(axes: Axes, rows: Sequence[Row], extent: object, label: str) -> N
         xscale="log", xlabel=label, ylabel="L", title="Constant L of the lower bound (Gaussian)"
     )
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left")
+    legend(axes, loc="upper left")
 
 
 def draw_theorem3(rows: Sequence[Row], path: Path) -> None:
     title = "Theorem 3: variance of random entries under BSN"
-    with sheet(path, title, (5.4, 4.4, 4.6), 4.2) as (left, middle, right):
+    with sheet(path, title, (5.4, 5.0, 4.4), 4.2) as (left, middle, right):
         stated = [row for row in rows if row["upper"] is not None]
         for index, name in enumerate(values_of(stated, "distribution")):
             found = [row for row in stated if row["distribution"] == name]
@@ -97,15 +105,15 @@ def draw_theorem3(rows: Sequence[Row], path: Path) -> None:
         wrong = [row for row in stated if row["value"] > row["upper"]]
         breaches(
             left,
-            [_inequality(row) for row in wrong if row["distribution"] == "Gaussian"],
+            [_inequality(row) / 1.03**2 for row in wrong if row["distribution"] == "Gaussian"],
             [row["value"] / row["upper"] for row in wrong if row["distribution"] == "Gaussian"],
             "breaks it (Gaussian)",
         )
         left.set(
-            xscale="log", ylim=(0.4, None), xlabel="ratio of the channel numbers",
+            xscale="log", ylim=(0, None), xlabel="ratio of the channel numbers",
             ylabel="variance / bound as printed", title="Var(w / sigma_w) over the printed bound",
         )  # fmt: skip
-        left.legend(loc="upper left", fontsize=7)
+        legend(left, loc="upper left", fontsize=7)
         if wrong:
             _steps(middle, max(wrong, key=lambda row: row["value"] / row["upper"]))
         known = [row for row in rows if row["constant"] is not None]
@@ -117,26 +125,29 @@ def _inequality(row: Row) -> float:
 
 
 def _extent(row: Row) -> float:
-    area = 1.0
-    for n in row["kernel"]:
-        area *= n
-    return max(row["c_out"], row["c_in"]) * area
+    return max(row["c_out"], row["c_in"]) * math.prod(row["kernel"])
 
 
 def _steps(axes: Axes, row: Row) -> None:
     """The chain of the proof, in numbers: each "=" should join bars of the same height."""
-    names = ("variance", "<= step 1", "'=' step 2", "<= step 3", "'=' bound")
+    names = (
+        "Var",
+        r"$\leq \frac{4}{s}\,E\frac{F^2}{\sigma^2 + \sigma'^2}$",
+        r"$= \frac{2}{s}\,E(\frac{F^2}{\sigma^2} + \frac{F^2}{\sigma'^2})$",
+        r"$\leq \frac{2}{s}(c_{out} + c_{in})$",
+        "= printed\nbound",
+    )
     heights = [row["value"], row["step_1"], row["step_2"], row["step_3"], row["upper"]]
     heights = [height / row["upper"] for height in heights]
     colours = [PALETTE[0], *[PALETTE[4]] * 3, BREACH]
     axes.bar(range(5), heights, color=colours, width=0.65)
     for index, height in enumerate(heights):
         axes.annotate(f"{height:.3g}", (index, height), ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(5), names, fontsize=7.5, rotation=20)
+    axes.set_xticks(range(5), names, fontsize=8)
     shape = (row["c_out"], row["c_in"], *row["kernel"])
     axes.set(
         yscale="log", ylim=(0.5, 3 * max(heights)), ylabel="over the printed bound",
-        title=f"The proof's steps for a kernel {shape}",
+        title=f"Appendix G in numbers, kernel {shape}",
     )  # fmt: skip
 
 
@@ -147,7 +158,7 @@ def draw_tsuzuku(rows: Sequence[Row], path: Path) -> None:
         ends = [min(alphas), max(alphas)]
         for axes, name in ((left, "alpha"), (right, "input_size")):
             for index, (full, label) in enumerate(
-                ((True, "a position reads a whole patch"), (False, "every position reads padding"))
+                ((True, "a position reads a whole patch"), (False, "none does, for padding"))
             ):
                 found = [row for row in rows if row["full_patch"] is full]
                 axes.plot(
@@ -161,10 +172,13 @@ def draw_tsuzuku(rows: Sequence[Row], path: Path) -> None:
         left.plot(ends, ends, color=BOUND, linewidth=1.4, label="upper bound: alpha")
         worst = min(rows, key=lambda row: row["ratio"])
         if worst["ratio"] < 1:
-            breaches(left, [worst["alpha"]], [worst["ratio"]], "the lower bound's worst case")
-            breaches(right, [worst["input_size"]], [worst["ratio"]], "_")
+            breaches(left, [worst["alpha"] * 1.03], [worst["ratio"]], "worst case")
+            breaches(right, [worst["input_size"] * 1.03], [worst["ratio"]], "_")
+        counts = sorted(set(alphas))
+        left.set_xticks(counts, [f"{alpha:.3g}" for alpha in counts])
+        left.minorticks_off()
         left.set(xlabel="alpha", title="Ratio of the norms, and its bounds")
-        left.legend(loc="lower right", fontsize=7.5)
+        legend(left, loc="lower right", fontsize=7.5)
         sizes = sorted(set(values_of(rows, "input_size")))
         right.set_xticks(sizes, [str(n) for n in sizes])
         right.minorticks_off()

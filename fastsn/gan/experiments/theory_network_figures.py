@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsn.gan.experiments.theory_figures import spread, values_of
-from fastsn.gan.experiments.theory_sheet import BREACH, PALETTE, breaches, limit, sheet
+from fastsn.gan.experiments.theory_sheet import BREACH, PALETTE, breaches, legend, limit, sheet
 from fastsn.gan.experiments.theory_verdict import Row
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def draw_proposition1(rows: Sequence[Row], path: Path) -> None:
         left.set(
             yscale="log", ylabel="gradient norm / bound", title="Fully connected layers",
         )  # fmt: skip
-        left.legend(loc="lower left")
+        legend(left, loc="lower left")
         conv = [row for row in rows if row["claim"] == "convolutional"]
         layouts, kinds = values_of(conv, "layout"), values_of(conv, "kind")
         for index, kind in enumerate(kinds):
@@ -60,6 +60,7 @@ def draw_proposition1(rows: Sequence[Row], path: Path) -> None:
                     label=f"{kind}, {'as printed' if side < 0 else 'times alpha'}",
                 )  # fmt: skip
         limit(right, 1.0, "bound")
+        right.axhspan(1.0, 20.0, color=BREACH, alpha=0.06, linewidth=0)
         wrong = max(conv, key=lambda row: row["value"] / row["upper"])
         if wrong["value"] > wrong["upper"] * (1 + 1e-9):
             x = spread(
@@ -73,8 +74,8 @@ def draw_proposition1(rows: Sequence[Row], path: Path) -> None:
             yscale="log", ylabel="gradient norm / bound",
             title="Convolutions: circles, the printed bound; triangles, times alpha",
         )  # fmt: skip
-        right.set_ylim(bottom=right.get_ylim()[0] / 8)
-        right.legend(loc="lower left", ncols=2, fontsize=7)
+        right.set_ylim(right.get_ylim()[0] / 8, 20.0)
+        legend(right, loc="lower left", ncols=2, fontsize=7)
 
 
 def draw_proposition2(rows: Sequence[Row], path: Path) -> None:
@@ -98,7 +99,7 @@ def draw_proposition2(rows: Sequence[Row], path: Path) -> None:
             yscale="log", xlabel="standard deviation of log c", ylabel="relative difference",
             title="Within its conditions", ylim=(_FLOOR / 2, 10),
         )  # fmt: skip
-        left.legend(loc="upper left", ncols=2)
+        legend(left, loc="upper left", ncols=2)
         broken = [row for row in rows if row["claim"] != "within"]
         claims = values_of(broken, "claim")
         for order in sorted(set(values_of(broken, "order"))):
@@ -128,7 +129,8 @@ def draw_proposition3(rows: Sequence[Row], path: Path) -> None:
             yscale="log", ylabel="norm of the Hessian / |x|^2",
             title="Sigmoid output, by one layer's weights",
         )  # fmt: skip
-        left.legend(loc="lower left")
+        left.set_ylim(left.get_ylim()[0] / 300, 0.5)
+        legend(left, loc="lower left")
         linear = [row for row in rows if row["output"] == "identity"]
         depths = sorted(set(values_of(linear, "depth")))
         for index, (whole, label) in enumerate(
@@ -150,7 +152,7 @@ def draw_proposition3(rows: Sequence[Row], path: Path) -> None:
             xlabel="layers", ylabel="norm of the Hessian / |x|^2",
             title="Identity output, by one layer's and by all weights",
         )  # fmt: skip
-        right.legend(loc="upper left")
+        legend(right, loc="upper left")
 
 
 def draw_theorem1(rows: Sequence[Row], path: Path) -> None:
@@ -176,7 +178,7 @@ def draw_theorem1(rows: Sequence[Row], path: Path) -> None:
         for axes in (left, middle):
             axes.axvline(0, color="#777777", linewidth=0.8)
             axes.set(yscale="log", xlabel="t: c = c_equal exp(t d)")
-            axes.legend(loc="upper center", fontsize=7)
+            legend(axes, loc="upper center", fontsize=7)
         for index, kind in enumerate(values_of(least, "kind")):
             found = [row for row in least if row["kind"] == kind]
             right.plot(
@@ -189,7 +191,7 @@ def draw_theorem1(rows: Sequence[Row], path: Path) -> None:
             xlabel="largest / smallest spectral norm at the minimum",
             ylabel="norm at equal spectral norms / minimum", title="How far from it: any network",
         )  # fmt: skip
-        right.legend(loc="upper left", fontsize=7.5)
+        legend(right, loc="lower right", fontsize=7.5)
 
 
 def _curves(axes: Axes, rows: Sequence[Row], reference: str) -> None:

@@ -42,8 +42,8 @@ _SCALED = {
 }
 #: Depths, widths, draws, directions and numbers of steps to each side.
 _DIRECTIONS = {
-    "full": ((2, 4, 6, 8), (16, 64), 2, 3, 5),
-    "small": ((2, 4, 8), (16,), 2, 3, 5),
+    "full": ((2, 4, 8), (16, 64), 2, 3, 8),
+    "small": ((2, 4, 8), (16,), 2, 3, 8),
     "smoke": ((2, 4), (8,), 1, 2, 2),
 }
 #: The relative error that rounding to float64 may make.

@@ -13,13 +13,13 @@ from fastsn.gan.figures import COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BOUND", "BREACH", "sheet"]
+__all__ = ["BOUND", "BREACH", "PALETTE", "breaches", "legend", "limit", "sheet"]
 
 #: Of bounds, and of what breaks them.
 BOUND, BREACH = "#000000", "#C00000"
 PALETTE = tuple(colour for colour in COLOURS if colour != BOUND)
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.hashsalt": "fastsn",  # the same picture is the same file
     "svg.fonttype": "none",
     "font.size": 9,
@@ -77,3 +77,10 @@ def breaches(axes: Axes, xs: list[float], ys: list[float], label: str) -> None:
             xs, ys, "o", markersize=9, markerfacecolor="none", markeredgecolor=BREACH,
             markeredgewidth=1.1, label=label, zorder=4,
         )  # fmt: skip
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """A legend whose marks are opaque, whatever the points are."""
+    for handle in axes.legend(**options).legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)

@@ -16,9 +16,7 @@ def options_of(experiment: Experiment, plot: Options, scale: str) -> list[dict[s
     """A row per arm: its label, and the options, as the paper's and where this scale has others."""
     rows = []
     for arm in arms_of(experiment, scale):
-        paper, here = (
-            dict(flatten(config_of(arm, size, 0).to_dict())) for size in ("full", scale)
-        )
+        paper, here = (dict(flatten(config_of(arm, size, 0).to_dict())) for size in ("full", scale))
         cells = {name: (paper[name], here[name]) for name in plot.names}
         rows.append({"setting": arm.label} | {name: _cell(*pair) for name, pair in cells.items()})
     return rows
@@ -33,14 +31,14 @@ def options(experiment: Experiment, plot: Options, sheet: Sheet, scale: str) -> 
     (axes,) = sheet.panels(1, (7.2, 0.28 * (len(rows) + 1) + 0.1))
     axes.set_axis_off()
     table = axes.table(
-        [list(row.values()) for row in rows], colLabels=list(rows[0]), loc="center", cellLoc="center"
+        [list(row.values()) for row in rows],
+        colLabels=list(rows[0]),
+        loc="center",
+        cellLoc="center",
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.scale(1, 1.3)
     for cell in table.get_celld().values():
         cell.set_linewidth(0.4)
-    sheet.rows += [
-        {"series": row["setting"], "kind": "options", "n": 0} | {k: v for k, v in row.items()}
-        for row in rows
-    ]
+    sheet.rows += [{"series": row["setting"], "kind": "options", "n": 0, **row} for row in rows]

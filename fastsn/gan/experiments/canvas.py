@@ -36,7 +36,7 @@ STYLE = {
     "legend.framealpha": 0.8,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "axes.formatter.limits": (-4, 5),
+    "axes.formatter.limits": (-2, 5),
     "axes.formatter.useoffset": False,
     "axes.formatter.use_mathtext": True,
     "image.interpolation": "nearest",

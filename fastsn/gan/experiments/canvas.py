@@ -36,12 +36,15 @@ STYLE = {
     "legend.framealpha": 0.8,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "axes.formatter.limits": (-4, 5),
+    "axes.formatter.limits": (-2, 5),
+    "axes.formatter.useoffset": False,
     "axes.formatter.use_mathtext": True,
     "image.interpolation": "nearest",
 }
 DPI = 110
-#: Inches: of a line of the header and of the notes, and of the part of a panel beside the axes.
+#: Relative differences that are not worth an axis of their own.
+FLAT = 1e-2
+#: Inches of a line of the title, and of the lines under it and of the notes.
 LINE, NOTE = 0.21, 0.155
 
 
@@ -113,8 +116,8 @@ class Sheet:
     def save(self, path: Path, title: str, subtitle: str) -> None:
         """Writes ``path.png`` and ``path.svg``, the same bytes for the same numbers."""
         figure, (width, height) = self._figure, self._size
-        columns = int(width * 14.5)
-        head = textwrap.wrap(title, int(width * 10.5))
+        columns = int(width * 16)
+        head = textwrap.wrap(title, int(width * 11.5))
         under = textwrap.wrap(subtitle, columns)
         notes = [line for note in self.notes for line in textwrap.wrap(note, columns)]
         top, bottom = LINE * len(head) + NOTE * len(under) + 0.12, NOTE * len(notes)
@@ -124,7 +127,7 @@ class Sheet:
         figure.get_layout_engine().set(rect=(0, bottom / total, 1, height / total))
         at = total - 0.04
         for lines, step, options in (
-            (head, LINE, {"fontsize": 11, "fontweight": "bold"}),
+            (head, LINE, {"fontsize": 10, "fontweight": "bold"}),
             (under, NOTE, {"fontsize": 8, "color": "#555555"}),
         ):
             for line in lines:
@@ -135,6 +138,7 @@ class Sheet:
             figure.text(0.08 / width, y, note, va="top", fontsize=7.5, color="#555555")
         png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
         figure.savefig(png, dpi=DPI, metadata={"Software": ""})
+        figure.set_layout_engine("none")  # it is laid out, which takes most of the time
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
 
 
@@ -180,12 +184,18 @@ def set_log(axes: Axes, values: Sequence[float]) -> bool:
 
 
 def limits(axes: Axes, values: Sequence[float]) -> None:
-    """Limits of the logarithmic y axis: of the values alone, so that no band stretches them."""
-    positive = [value for value in values if value > 0]
-    if positive:
-        low, high = min(positive), max(positive)
+    """Limits of the y axis: of a logarithmic one those of the values alone, so that no band
+    stretches it; and wide ones for values that differ by rounding."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return
+    if axes.get_yscale() == "log":
+        known = [value for value in known if value > 0]
+        low, high = min(known), max(known)
         room = max(math.log10(high / low) * 0.06, 0.06)
         axes.set_ylim(low / 10**room, high * 10**room)
+    elif max(known) - min(known) < FLAT * max(map(abs, known)):
+        axes.set_ylim(sorted(((1 - 10 * FLAT) * known[0], (1 + 10 * FLAT) * known[0])))
 
 
 def legend(axes: Axes, n: int = 0) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "missing",
     "row",
     "subtitle",
+    "title_of",
     "value_title",
 ]
 
@@ -36,7 +37,7 @@ EVALUATIONS = {
 }
 VALUES = {
     "conv_ratio": r"$\Vert$Conv$\Vert_{sp}$ / $\Vert w \Vert_{sp}$",
-    "grad_norm": "gradient norm",
+    "grad_norm": "gradient norm of D's loss",
     "input_grad_norm": "gradient norm by the input",
     "log_variance_product": "log of the product of variances",
     "output_grad_norm": "gradient norm of D(x)",
@@ -104,7 +105,7 @@ def divergences(runs: Runs) -> list[str]:
 
 def full_label(arm: Arm) -> str:
     """An arm's label, with what its series and place on it add: ``SN (CIFAR10)``."""
-    more = [arm.series] if arm.series and arm.label.split()[0] not in arm.series.split() else []
+    more = [arm.series] if arm.series and arm.label.split()[0] not in arm.series else []
     if arm.x is not None and f"{arm.x:g}" not in arm.label:
         more.append(f"{arm.x:g}")
     return f"{arm.label} ({', '.join(more)})" if more else arm.label
@@ -124,6 +125,11 @@ def missing(experiment: Experiment, runs: Runs, scale: str) -> list[str]:
         more = f" and {rest} more of {len(planned)}" if rest > 0 else ""
         notes.append(f"Not run yet: {', '.join(shown)}{more}.")
     return notes
+
+
+def title_of(experiment: Experiment) -> str:
+    """``Figure 5: ...``."""
+    return f"{experiment.source.rpartition(', ')[2]}: {experiment.title}"
 
 
 def subtitle(experiment: Experiment, runs: Runs, scale: str) -> str:

@@ -42,8 +42,8 @@ PENALTIES = (
 )
 BOTH_NORMS = (*sweep(scaled, "SN"), *sweep(conv, "SN_Conv"))
 SSN_AND_LECUN = (*sweep(scaled, "SSN"), *sweep(lecun, "LeCun initialization"))
-RATIO = LayerCurves("conv_ratio", ("conv_ratio_lower", "conv_ratio_upper"))
-VARIANCE = LayerCurves("variance", ("variance_bound",), log=True)
+RATIO = LayerCurves("conv_ratio", ("conv_ratio_lower", "conv_ratio_upper"), panels="layers")
+VARIANCE = LayerCurves("variance", ("variance_bound",), panels="layers")
 NORM_RATIOS = "Gradient norms are inverse to spectral norms, for random scales of the layers"
 
 EXPERIMENTS = (

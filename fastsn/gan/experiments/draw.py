@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fastsn.gan.experiments.canvas import Sheet, drawing
-from fastsn.gan.experiments.captions import Runs, missing, row, subtitle
+from fastsn.gan.experiments.captions import Runs, missing, row, subtitle, title_of
 from fastsn.gan.experiments.draw_curves import curves, layer_curves
 from fastsn.gan.experiments.draw_layers import layer_bars, norm_ratios
 from fastsn.gan.experiments.draw_options import options
 from fastsn.gan.experiments.draw_samples import samples
 from fastsn.gan.experiments.draw_sweeps import bars, sweep, table_bars, variance_scatter
+from fastsn.gan.experiments.paper import of_sample_sheet
 from fastsn.gan.experiments.records import Record
-from fastsn.gan.experiments.scales import arms_of
+from fastsn.gan.experiments.scales import NAMES, arms_of
 from fastsn.gan.experiments.spec import (
     Arm,
     Bars,
@@ -72,19 +73,25 @@ def draw(
     if isinstance(experiment.plot, Options):
         with drawing():
             options(experiment, experiment.plot, sheet, scale)
-            sheet.save(path, _title(experiment), experiment.source)
+            sheet.save(path, title_of(experiment), experiment.source)
         return sheet.rows
     if not runs:
         raise ValueError(f"{experiment.name}: expected runs of at least one arm, got none")
     with drawing():
         KINDS[type(experiment.plot)](experiment.plot, runs, sheet)
+        if isinstance(experiment.plot, Samples):
+            sheet.notes += _paper(experiment)
         sheet.notes += missing(experiment, runs, scale)
-        sheet.save(path, _title(experiment), subtitle(experiment, runs, scale))
+        sheet.save(path, title_of(experiment), subtitle(experiment, runs, scale))
     absent = [arm for arm in arms_of(experiment, scale) if arm not in runs]
     sheet.rows += [row(arm.series or arm.label, "not run", 0, label=arm.label) for arm in absent]
     sheet.rows += [row("", "note", 0, text=note) for note in sheet.notes]
     return sheet.rows
 
 
-def _title(experiment: Experiment) -> str:
-    return f"{experiment.source.rpartition(', ')[2]}: {experiment.title}"
+def _paper(experiment: Experiment) -> list[str]:
+    """A note of what the paper's caption of a sheet of samples states."""
+    number = int(experiment.name.removeprefix("fig"))
+    names = {"score": "inception score", "distance": "FID"}
+    found = [f"{names[value]} {stated:.2f}" for value, stated in of_sample_sheet(number).items()]
+    return [f"The paper's samples, of {NAMES[experiment.data]}: {', '.join(found)}."]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsn.gan.experiments.canvas import (
     Sheet,
@@ -36,6 +36,7 @@ Points = Sequence[tuple[int, float]]
 #: A linear axis whose values differ by more becomes logarithmic: one run that explodes would hide
 #: all others.
 SPAN = 200.0
+BOUNDS = {"conv_ratio_lower": "bounds", "conv_ratio_upper": "bounds"}
 
 
 def curves(plot: Curves, runs: Runs, sheet: Sheet) -> None:
@@ -99,10 +100,12 @@ def layer_curves(plot: LayerCurves, runs: Runs, sheet: Sheet) -> None:
             index = lines.index(name)
             mean, bounds, single = drawn[key]
             line(axes, mean, name, index)
-            shown = colour(index if len(inside) > 1 or by_arm else index + 1)
-            for bound in bounds:
+            alone = len(lines) == 1
+            style = {"color": colour(index + alone), "linestyle": "--", "linewidth": 1.1}
+            for which, bound in zip(plot.bounds, bounds, strict=True):
+                label = BOUNDS.get(which, "bound") if alone else None
                 xs, ys = [m.x for m in bound], [m.mean for m in bound]
-                axes.plot(xs, ys, linestyle="--", color=shown, linewidth=1)
+                axes.plot(xs, ys, label=label, **style)
             sheet.rows += [_row(key[0], point, layer=key[1]) for point in mean]
             for which, bound in zip(plot.bounds, bounds, strict=True):
                 kind = {"layer": key[1], "bound": which}
@@ -116,20 +119,24 @@ def layer_curves(plot: LayerCurves, runs: Runs, sheet: Sheet) -> None:
 
 
 def _frame(plot: LayerCurves, runs: Runs, sheet: Sheet, panels: Sequence[Axes], by: bool) -> None:
-    """Names of the axes, once for all panels, and one legend."""
-    figure = panels[0].figure
-    figure.supxlabel("iteration", fontsize=9)
-    figure.supylabel(value_title(plot.value, next(iter(runs.values()))[0].config), fontsize=9)
-    entries: dict[str, object] = {}
+    """Names of the axes at the edges of the grid, and one legend at its upper right."""
+    title = value_title(plot.value, next(iter(runs.values()))[0].config)
+    across = panels[0].get_subplotspec().get_gridspec().ncols
+    for index, axes in enumerate(panels):
+        if index % across == 0:
+            axes.set_ylabel(title)
+        if index + across >= len(panels):
+            axes.set_xlabel("iteration")
+    entries: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    if by or len(entries) > 1:
-        columns = 1 if by else min(len(entries), 6)
-        place = "outside right upper" if by else "outside lower center"
-        figure.legend(entries.values(), entries.keys(), loc=place, ncols=columns, frameon=False)
-    if plot.bounds:
-        sheet.notes.append("Dashed: bounds.")
+    if len(entries) > 1:
+        panels[min(across, len(panels)) - 1].legend(
+            entries.values(), entries.keys(), loc="upper left", bbox_to_anchor=(1, 1), frameon=False
+        )
+    if by and plot.bounds:
+        sheet.notes.append("Dashed: the bounds of the layers.")
     sheet.notes += divergences(runs)
 
 
@@ -138,9 +145,7 @@ def _scale(axes: Axes, shown: Sequence[float], log: bool) -> bool:
     positive = [value for value in shown if value > 0]
     if not log and len(positive) == len(shown) and positive:
         log = max(positive) > SPAN * sorted(positive)[len(positive) // 2]
-    if not log:
-        return False
-    below = set_log(axes, shown)
+    below = log and set_log(axes, shown)
     limits(axes, shown)
     return below
 

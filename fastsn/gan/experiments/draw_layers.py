@@ -73,7 +73,7 @@ def layer_bars(plot: LayerBars, runs: Runs, sheet: Sheet) -> None:
             [i + (index - (len(arms) - 1) / 2) * width for i in places],
             [mean.mean for mean in means],
             width * 0.92,
-            yerr=[mean.stderr or 0.0 for mean in means],
+            yerr=[math.nan if mean.stderr is None else mean.stderr for mean in means],
             label=arm.label if same else f"{arm.label} (n = {len(records)})",
             color=colour(index),
             error_kw={"linewidth": 1, "capsize": 2},

@@ -41,7 +41,4 @@ def options(experiment: Experiment, plot: Options, sheet: Sheet, scale: str) -> 
     table.scale(1, 1.3)
     for cell in table.get_celld().values():
         cell.set_linewidth(0.4)
-    sheet.rows += [
-        {"series": row["setting"], "kind": "options", "n": 0} | {k: v for k, v in row.items()}
-        for row in rows
-    ]
+    sheet.rows += [{"series": row["setting"], "kind": "options", "n": 0, **row} for row in rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from typing import TYPE_CHECKING
 
 from fastsn.gan.experiments.canvas import Sheet, colour, legend
@@ -49,7 +51,7 @@ def sweep(plot: Sweep, runs: Runs, sheet: Sheet) -> None:
         axes.errorbar(
             [mean.x for mean in known],
             [mean.mean for mean in known],
-            yerr=[mean.stderr or 0.0 for mean in known],
+            yerr=[math.nan if mean.stderr is None else mean.stderr for mean in known],
             label=f"{name} (n = {n})" if name else f"n = {n}",
             color=colour(index),
             marker="o",
@@ -129,12 +131,12 @@ def _grouped(axes: Axes, found: dict[tuple[str, str], Mean]) -> None:
             [i + (index - (len(labels) - 1) / 2) * width for i in places],
             [mean.mean for mean in means],
             width * 0.92,
-            yerr=[mean.stderr or 0.0 for mean in means],
+            yerr=[math.nan if mean.stderr is None else mean.stderr for mean in means],
             label=label,
             color=colour(index),
             error_kw={"linewidth": 1, "capsize": 2},
         )
-    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xticks(range(len(groups)), [textwrap.fill(group, 14) for group in groups])
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 

@@ -12,6 +12,8 @@ from fastsn.gan.experiments.captions import (
     divergences,
     joined,
     missing,
+    subtitle,
+    title_of,
     value_title,
 )
 from fastsn.gan.experiments.draw_options import options_of
@@ -90,7 +92,7 @@ def table(experiment: Experiment, records: Mapping[Arm, Sequence[Record]], scale
     if not runs:
         raise ValueError(f"{experiment.name}: expected runs of at least one arm, got none")
     paper = of_table(plot.number)
-    lines = [f"**{experiment.source}: {experiment.title}** [{scale}]", ""]
+    lines = [f"**{title_of(experiment)}**", "", subtitle(experiment, runs, scale), ""]
     cells = {value: cells_of(value, runs) for value in plot.values}
     for data in dict.fromkeys(arm.series for arm in experiment.arms):
         lines += _of_data(data, plot, runs, cells, paper)

@@ -46,11 +46,19 @@ def _run(command: Any, options: Namespace) -> int:
     from fastsn.gan.checkpoint import CheckpointError
     from fastsn.gan.config import ConfigError
     from fastsn.gan.data import DataError
+    from fastsn.gan.experiments.records import RecordError
     from fastsn.gan.run_dir import RunDirError
 
     try:
         return command(options)
-    except (ConfigError, DataError, RunDirError, CheckpointError, OSError) as error:
+    except (
+        ConfigError,
+        DataError,
+        RecordError,
+        RunDirError,
+        CheckpointError,
+        OSError,
+    ) as error:
         return _fail(str(error))
 
 

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from fastsn.gan.config import Config, ConfigError, flatten
 from fastsn.gan.experiments.execute import Sources, Workers, execute, record_all
 from fastsn.gan.experiments.outputs import Results, around_block, draw_experiments, write_block
-from fastsn.gan.experiments.registry import EXPERIMENTS, find, plan
+from fastsn.gan.experiments.page import page
+from fastsn.gan.experiments.registry import find, plan
+from fastsn.gan.experiments.registry import names as all_names
 from fastsn.gan.experiments.scales import SCALES
 from fastsn.gan.experiments.spec import Experiment
+from fastsn.gan.experiments.theory import TheoryCheck
+from fastsn.gan.experiments.theory_results import draw_checks, run_checks
 from fastsn.gan.presets import DATA_SETS
 
 if TYPE_CHECKING:
@@ -31,9 +35,9 @@ def add_options(parser: ArgumentParser) -> None:
         "names",
         type=str,
         nargs="+",
-        help="experiments such as fig5 or table1, or all: runs what is not recorded yet, records "
-        "it and draws. Or list: shows all experiments and their cost; record NAME...: only "
-        "records runs that have ended; draw NAME...: only draws, from the records alone",
+        help="experiments such as fig5, table1 or theorem2, or all: runs what is not recorded "
+        "yet, records it and draws. Or list: shows all experiments and their cost; record NAME...: "
+        "only records runs that have ended, and draws; draw NAME...: only draws, from the records",
     )
     parser.add_argument(
         "--scale", type=str, default="small", help=f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
@@ -87,9 +91,9 @@ def experiment(options: Namespace) -> int:
         names = names or ["all"]
     if options.scale not in SCALES:
         raise ConfigError(f"--scale: expected one of {', '.join(SCALES)}, got {options.scale!r}")
-    chosen = [*EXPERIMENTS.values()] if names == ["all"] else find(names)
+    chosen, checks = find(all_names() if names == ["all"] else names)
     if verb == "list":
-        _say(_listed(chosen))
+        _say(_listed(chosen, checks))
         return 0
     out = Results(Path(options.out) / options.scale)
     records = Results(Path(options.records or options.out) / options.scale)
@@ -108,16 +112,20 @@ def experiment(options: Namespace) -> int:
         workers = Workers(options.ray, options.gpus_per_run, options.cpus_per_run)
         prepared = {name: sources.into(config) for name, config in runs.items()}
         problems = execute(prepared, folder, records.runs, workers)
+        run_checks(checks, options.scale, records)
     done = draw_experiments(chosen, options.scale, records, out)
-    _say("\n".join(one.line for one in done))
+    done += draw_checks(checks, records, out)
+    if any(one.file for one in done):
+        page(out.path, out.path / "index.html")
     if options.readme is not None:
         write_block(Path(options.readme), options.scale, done)
+    _say("\n".join(one.line for one in done))
     if problems:
         sys.stderr.write("".join(f"not recorded: {line}\n" for line in problems))
     return 1 if problems and verb == "run" else 0
 
 
-def _listed(chosen: Sequence[Experiment]) -> str:
+def _listed(chosen: Sequence[Experiment], checks: Sequence[TheoryCheck]) -> str:
     rows = [["name", *SCALES, "shows", "in the paper"]]
     together: dict[str, dict[str, Config]] = {scale: {} for scale in SCALES}
     for one in chosen:
@@ -125,6 +133,7 @@ def _listed(chosen: Sequence[Experiment]) -> str:
         for scale, runs in plans.items():
             together[scale] |= runs
         rows.append([one.name, *map(_cost, plans.values()), one.title, one.source])
+    rows += [[one.name, *["no runs"] * len(SCALES), one.title, one.source] for one in checks]
     rows.append(["", *map(_cost, together.values()), "together", ""])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

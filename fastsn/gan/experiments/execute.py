@@ -11,6 +11,7 @@ from fastsn.gan.config import Config, ConfigError
 from fastsn.gan.experiments.records import RecordError, read_record, record_run
 from fastsn.gan.run_dir import RunDirError
 from fastsn.gan.sweep import Job, run_jobs
+from fastsn.gan.sweep.state import SETTLED
 from fastsn.gan.validation import validate
 
 __all__ = ["Sources", "Workers", "execute", "is_recorded", "record_all"]
@@ -76,19 +77,26 @@ def execute(runs: Mapping[str, Config], folder: Path, records: Path, workers: Wo
         workers: where and how many at a time.
 
     Returns:
-        A line for each run that has still no record.
+        A line for each run that did not end; an empty list also where SIGTERM stopped them all.
     """
     lacking = {name: run for name, run in runs.items() if not is_recorded(run, records)}
-    if lacking:
-        jobs = [Job(config) for config in lacking.values()]
-        run_jobs(
-            jobs,
-            folder,
-            ray=workers.ray,
-            gpus_per_run=workers.gpus_per_run,
-            cpus_per_run=workers.cpus_per_run,
-        )
-    return record_all(lacking, folder, records)
+    if not lacking:
+        return []
+    rows = run_jobs(
+        [Job(config) for config in lacking.values()],
+        folder,
+        ray=workers.ray,
+        gpus_per_run=workers.gpus_per_run,
+        cpus_per_run=workers.cpus_per_run,
+    )
+    ended = [row["run"] for row in rows if row["status"] in SETTLED]
+    failed = [row for row in rows if row["status"] in ("failed", "busy")]
+    if len(ended) + len(failed) < len(rows):
+        sys.stderr.write("stopped; the same command goes on\n")
+    return [
+        *record_all(ended, folder, records),
+        *(f"{folder / row['run']}: {row['status']}: {row['reason']}" for row in failed),
+    ]
 
 
 def record_all(runs: Iterable[str], folder: Path, records: Path) -> list[str]:

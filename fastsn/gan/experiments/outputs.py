@@ -24,7 +24,15 @@ from fastsn.gan.experiments.scales import arms_of, runs_of
 from fastsn.gan.experiments.spec import Arm, Experiment, Options, Table
 from fastsn.gan.experiments.tables import table
 
-__all__ = ["Drawn", "Results", "around_block", "draw_experiments", "write_block"]
+__all__ = [
+    "Drawn",
+    "Results",
+    "around_block",
+    "draw_experiments",
+    "write_block",
+    "write_rows",
+    "write_text",
+]
 
 BEGIN, END = "<!-- experiments:begin -->", "<!-- experiments:end -->"
 
@@ -57,13 +65,15 @@ class Drawn:
     """What became of an experiment.
 
     Attributes:
-        experiment: which.
+        name, title, source: the experiment's.
         recorded: runs that have a record.
         planned: runs that the scale has.
         file: the figure or table, if it was drawn.
     """
 
-    experiment: Experiment
+    name: str
+    title: str
+    source: str
     recorded: int
     planned: int
     file: Path | None
@@ -71,8 +81,8 @@ class Drawn:
     @property
     def line(self) -> str:
         """For people."""
-        counts = f"{self.recorded} of {self.planned} runs recorded"
-        return f"{self.experiment.name}: {counts}, {self.file or 'not drawn'}"
+        counts = f"{self.recorded} of {self.planned} runs recorded, " if self.planned else ""
+        return f"{self.name}: {counts}{self.file or 'not drawn'}"
 
 
 def draw_experiments(
@@ -89,9 +99,10 @@ def draw_experiments(
     done = []
     for experiment in experiments:
         arms = tuple(arms_of(experiment, scale))
-        found, planned = _of_arms(arms, scale, records)
+        found, recorded, planned = _of_arms(arms, scale, records)
         file = _draw(experiment, scale, found, out) if len(found) == len(arms) else None
-        done.append(Drawn(experiment, sum(map(len, found.values())), planned, file))
+        about = (experiment.name, experiment.title, experiment.source)
+        done.append(Drawn(*about, recorded, planned, file))
     return done
 
 
@@ -102,11 +113,12 @@ def _records(folder: Path) -> dict[str, Record]:
 
 def _of_arms(
     arms: Sequence[Arm], scale: str, records: Mapping[str, Record]
-) -> tuple[dict[Arm, list[Record]], int]:
-    """The records of the arms that have any (all arms that have no runs), and how many runs there
-    are in all."""
+) -> tuple[dict[Arm, list[Record]], int, int]:
+    """The records of the arms that have any, or that have no runs; how many there are, and how many
+    runs. Arms may share runs."""
     found: dict[Arm, list[Record]] = {}
     planned: set[str] = set()
+    recorded: set[str] = set()
     for arm in arms:
         runs = {config.run_name(): config for config in runs_of(arm, scale)}
         planned |= runs.keys()
@@ -115,9 +127,10 @@ def _of_arms(
             for name, config in runs.items()
             if name in records and records[name].config.train.steps == config.train.steps
         ]
+        recorded |= {record.name for record in mine}
         if mine or not runs:
             found[arm] = mine
-    return found, len(planned)
+    return found, len(recorded), len(planned)
 
 
 def _draw(
@@ -125,18 +138,20 @@ def _draw(
 ) -> Path:
     out.figures.mkdir(parents=True, exist_ok=True)
     rows = draw(experiment, records, scale, out.figures / experiment.name)
-    _write(out.figures / f"{experiment.name}.jsonl", _lines(rows))
+    write_rows(out.figures / f"{experiment.name}.jsonl", rows)
     if isinstance(experiment.plot, (Table, Options)):
         text = table(experiment, records, scale)
-        return _write(out.tables / f"{experiment.name}.md", text)
+        return write_text(out.tables / f"{experiment.name}.md", text)
     return out.figures / f"{experiment.name}.png"
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows as JSON lines."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file, and the folders it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
@@ -173,10 +188,10 @@ def write_block(readme: Path, scale: str, done: Iterable[Drawn]) -> None:
         "| --- | --- | --- | ---: |",
     ]
     for one, file in drawn:
-        of, link = one.experiment, os.path.relpath(file, readme.parent)
-        lines.append(f"| [{of.name}]({link}) | {of.title} | {of.source} | {one.recorded} |")
+        link = os.path.relpath(file, readme.parent)
+        lines.append(f"| [{one.name}]({link}) | {one.title} | {one.source} | {one.recorded} |")
     for _, file in drawn:
         if file.suffix == ".md":
             lines += ["", file.read_text(encoding="utf-8").strip()]
     block = "\n".join([BEGIN, "", *lines, "", END])
-    _write(readme, f"{head}{block}{tail}")
+    write_text(readme, f"{head}{block}{tail}")

@@ -1,4 +1,4 @@
-"""All experiments by name, in the paper's order."""
+"""All experiments and theory checks by name, in the paper's order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from fastsn.gan.config import Config, ConfigError
 from fastsn.gan.experiments import catalog_gradients, catalog_quality
 from fastsn.gan.experiments.scales import arms_of, runs_of
 from fastsn.gan.experiments.spec import Experiment
+from fastsn.gan.experiments.theory import CHECKS, TheoryCheck
 
-__all__ = ["EXPERIMENTS", "find", "plan"]
+__all__ = ["EXPERIMENTS", "find", "names", "plan"]
 
 
 def _order(experiment: Experiment) -> tuple[str, int]:
@@ -26,18 +27,27 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-def find(names: Sequence[str]) -> list[Experiment]:
-    """The experiments of these names.
+def names() -> list[str]:
+    """Of all experiments, then of all theory checks."""
+    return [*EXPERIMENTS, *CHECKS]
+
+
+def find(wanted: Sequence[str]) -> tuple[list[Experiment], list[TheoryCheck]]:
+    """The experiments and the theory checks of these names.
 
     Raises:
         ConfigError: there is none of a name; the message lists all.
     """
-    for name in names:
-        if name not in EXPERIMENTS:
+    for name in wanted:
+        if name not in EXPERIMENTS and name not in CHECKS:
             raise ConfigError(
-                f"experiment: expected names of {', '.join(EXPERIMENTS)}; got {name!r}"
+                f"experiment: expected all, or names of {', '.join(names())}; got {name!r}"
             )
-    return [EXPERIMENTS[name] for name in dict.fromkeys(names)]
+    distinct = dict.fromkeys(wanted)
+    return (
+        [EXPERIMENTS[name] for name in distinct if name in EXPERIMENTS],
+        [CHECKS[name] for name in distinct if name in CHECKS],
+    )
 
 
 def plan(experiments: Iterable[Experiment], scale: str) -> dict[str, Config]:

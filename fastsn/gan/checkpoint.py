@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "prune",
     "remove_temporary",
+    "replace_file",
     "save",
     "save_bytes",
     "step_path",
@@ -84,6 +85,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def save_bytes(path: Path, content: bytes) -> None:
     """:func:`save` of the file's content."""
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error.strerror}") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Gives ``path`` this content at once or not at all, even if the power fails."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -92,9 +101,9 @@ def save_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error.strerror}") from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

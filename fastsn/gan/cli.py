@@ -1,4 +1,4 @@
-"""The command ``fastsn``: train, eval, sample, report, bench and bench-step.
+"""The command ``fastsn``: train, eval, sample, report, experiment, bench and bench-step.
 
 Exit codes: 0 done (or stopped by SIGTERM, with everything saved), 1 stopped by a failure while
 training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing written.
@@ -46,11 +46,19 @@ def _run(command: Any, options: Namespace) -> int:
     from fastsn.gan.checkpoint import CheckpointError
     from fastsn.gan.config import ConfigError
     from fastsn.gan.data import DataError
+    from fastsn.gan.experiments.records import RecordError
     from fastsn.gan.run_dir import RunDirError
 
     try:
         return command(options)
-    except (ConfigError, DataError, RunDirError, CheckpointError, OSError) as error:
+    except (
+        ConfigError,
+        DataError,
+        RecordError,
+        RunDirError,
+        CheckpointError,
+        OSError,
+    ) as error:
         return _fail(str(error))
 
 
@@ -244,6 +252,21 @@ def _report(options: Namespace) -> int:
     return 0
 
 
+# experiment
+
+
+def _experiment_options(parser: ArgumentParser) -> None:
+    from fastsn.gan.experiments.command import add_options
+
+    add_options(parser)
+
+
+def _experiment(options: Namespace) -> int:
+    from fastsn.gan.experiments.command import experiment
+
+    return experiment(options)
+
+
 # bench-step
 
 
@@ -282,6 +305,11 @@ COMMANDS: dict[str, tuple[str, Any, Any]] = {
     "eval": ("Metrics of a checkpoint or of a folder of images.", _eval_options, _eval),
     "sample": ("A picture of samples or of walks in z.", _sample_options, _sample),
     "report": ("Curves and samples of runs, as PNG and HTML.", _report_options, _report),
+    "experiment": (
+        "The paper's figures and tables: list, run, draw.",
+        _experiment_options,
+        _experiment,
+    ),
     "bench": (
         "Time of normalizing all weights of a network with torch's SN, fastsn's SN and BSN.",
         _weights_options,

@@ -6,11 +6,11 @@ field ``steps`` of ``Config.train``. :mod:`fastsn.gan.validation` says what cann
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -277,7 +277,7 @@ class Config:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The tree as plain dictionaries."""
-        return dataclasses.asdict(self)
+        return {section: dict(vars(options)) for section, options in vars(self).items()}
 
     def to_yaml(self) -> str:
         """The tree as a YAML file, in the order of the fields."""
@@ -299,6 +299,9 @@ class Config:
         return "-".join(parts)
 
 
+_types = cache(get_type_hints)
+
+
 def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """``("train.steps", 100)`` and so on."""
     for section, options in tree.items():
@@ -314,14 +317,14 @@ def from_dict(tree: Any, source: str = "the configuration") -> Config:
     """
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{source}: expected sections such as 'data' and 'train', got {tree!r}")
-    sections = get_type_hints(Config)
+    sections = _types(Config)
     built = {}
     for section, options in tree.items():
         if section not in sections:
             raise ConfigError(f"{section}: expected one of {list(sections)} in {source}")
         if not isinstance(options, Mapping):
             raise ConfigError(f"{section}: expected options with values in {source}")
-        types = get_type_hints(sections[section])
+        types = _types(sections[section])
         for name in options:
             if name not in types:
                 raise ConfigError(f"{section}.{name}: expected one of {list(types)} in {source}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastsn.gan.sampling import generate
 from fastsn.gan.sources import load_source, seeded_device
 from fastsn.gan.validation import validate
 
-__all__ = ["Evaluator", "best_by", "evaluate_source"]
+__all__ = ["Evaluator", "best_by", "best_value", "evaluate_source"]
 
 
 class Evaluator:
@@ -68,6 +68,16 @@ class Evaluator:
 def best_by(row: dict[str, Any]) -> str:
     """The number by which a run's best checkpoint is chosen: the Frechet distance."""
     return next(name for name in row if name.startswith(("fid_", "frechet_")))
+
+
+def best_value(rows: Sequence[dict[str, Any]], name: str) -> tuple[float, int]:
+    """The best value of a number in rows of ``metrics.jsonl``, and its step.
+
+    Scores are good where they are large, distances where they are small; what was not finite, and
+    is stored as a string, counts as the worst.
+    """
+    known = [(row[name], row["step"]) for row in rows if isinstance(row.get(name), float)]
+    return (max if name.startswith(("is_", "score_")) else min)(known, key=lambda pair: pair[0])
 
 
 def evaluate_source(options: dict[str, Any]) -> dict[str, Any]:

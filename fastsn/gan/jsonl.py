@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["JsonLines", "read_rows"]
+__all__ = ["JsonLines", "read_rows", "to_line"]
 
 
 class JsonLines:
@@ -24,8 +24,7 @@ class JsonLines:
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write(self, row: dict[str, Any]) -> None:
-        text = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
-        content = f"{text}\n".encode()
+        content = to_line(row).encode()
         if os.write(self._handle, content) != len(content):
             raise OSError(28, f"{self.path}: No space left on device")
 
@@ -48,6 +47,12 @@ class JsonLines:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """A row and its newline."""
+    text = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
+    return f"{text}\n"
 
 
 def _plain(value: Any) -> Any:

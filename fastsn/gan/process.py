@@ -18,9 +18,9 @@ __all__ = ["settings", "until_sigterm"]
 
 
 @contextlib.contextmanager
-def until_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process."""
-    asked = threading.Event()
+def until_sigterm(asked: threading.Event | None = None) -> Iterator[threading.Event]:
+    """An event, ``asked`` or a new one, that SIGTERM sets instead of ending the process."""
+    asked = threading.Event() if asked is None else asked
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may handle signals
         return

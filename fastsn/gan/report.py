@@ -8,12 +8,13 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsn.gan.config import Config, flatten, read_config
+from fastsn.gan.evaluation import best_value
 from fastsn.gan.jsonl import read_rows
 from fastsn.gan.run_dir import RunDirError
 
@@ -144,11 +145,7 @@ def _last_metrics(runs: Sequence[RunFiles]) -> Rows:
         for name, value in last.items():
             if not isinstance(value, float):
                 continue
-            known = [(row[name], row["step"]) for row in run.metrics if name in row]
-            better: Callable[[list[tuple[float, int]]], tuple[float, int]] = (
-                max if name.startswith(("is_", "score_")) else min
-            )
-            best, at = better(known)
+            best, at = best_value(run.metrics, name)
             rows.append(
                 {"run": run.name, "number": name, "last": value, "best": best, "at step": at}
             )

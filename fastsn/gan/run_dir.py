@@ -32,7 +32,7 @@ from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config, ConfigError, differences, read_config
 from fastsn.gan.jsonl import JsonLines, read_rows
 
-__all__ = ["RunDir", "RunDirError"]
+__all__ = ["RunBusyError", "RunDir", "RunDirError"]
 
 #: The files with rows that belong to steps, and lose those after the step a run goes on from.
 TABLES = ("log.jsonl", "diagnostics.jsonl", "metrics.jsonl")
@@ -40,6 +40,10 @@ TABLES = ("log.jsonl", "diagnostics.jsonl", "metrics.jsonl")
 
 class RunDirError(ValueError):
     """A run folder that cannot be used; the message names it."""
+
+
+class RunBusyError(RunDirError):
+    """Another process is at work in the run."""
 
 
 class RunDir:
@@ -78,7 +82,7 @@ class RunDir:
                 raise RunDirError(
                     f"{self.path}: expected an empty folder or a run, got other files"
                 )
-            self._check_writable()
+            self.check_place()
             return
         if not resume:
             raise RunDirError(
@@ -92,9 +96,10 @@ class RunDir:
                 f"{self.path}: expected the options of the run that is there (its -> yours):\n"
                 f"  {listed}\nchoose another folder, or give the run's own options"
             )
-        self._check_writable()
+        self.check_place()
 
-    def _check_writable(self) -> None:
+    def check_place(self) -> None:
+        """Raises RunDirError if the folder can be neither made nor written; changes nothing."""
         folder = self.path
         while not folder.exists():
             folder = folder.parent
@@ -129,7 +134,7 @@ class RunDir:
             lock.seek(0)
             owner = lock.read().strip()
             lock.close()
-            raise RunDirError(
+            raise RunBusyError(
                 f"{self.path}: expected no other process in the run, got one at work ({owner})"
             ) from None
         lock.truncate(0)

@@ -52,7 +52,12 @@ class Result:
 
 
 def train(
-    config: Config, out: str | Path | None = None, *, resume: bool = True, show: bool = True
+    config: Config,
+    out: str | Path | None = None,
+    *,
+    resume: bool = True,
+    show: bool = True,
+    stop: threading.Event | None = None,
 ) -> Result:
     """Trains until ``train.steps``, going on where the folder's run was left.
 
@@ -64,6 +69,7 @@ def train(
         out: the run's folder; default ``runs/`` and a name made of the options.
         resume: go on with a run that is there; if False, refuse one.
         show: progress on standard error.
+        stop: asks the run, when it is set, to save and stop as SIGTERM does.
 
     Raises:
         ConfigError, DataError, RunDirError, CheckpointError: the run cannot begin; nothing was
@@ -79,7 +85,7 @@ def train(
         run.check(config, resume=resume)
         if config.log.tensorboard:
             require_tensorboard()
-    with settings(config.speed, device), until_sigterm() as stop:
+    with settings(config.speed, device), until_sigterm(stop) as asked:
         images = load_images(config.data.name, config.data.root, resolution=config.data.resolution)
         ranks.start(device)
         try:
@@ -87,7 +93,7 @@ def train(
             evaluator = None
             if ranks.first and config.eval.every:
                 evaluator = Evaluator(config.eval, trainer.images, device)
-            return _Run(config, run, trainer, evaluator, ranks, show).go(stop)
+            return _Run(config, run, trainer, evaluator, ranks, show).go(asked)
         finally:
             ranks.stop()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -10,14 +12,25 @@ from typing import Any
 import yaml
 
 from fastsn.gan.config import Config, from_dict
-from fastsn.gan.experiments.spec import Arm
+from fastsn.gan.experiments.spec import Arm, Experiment
 from fastsn.gan.presets import load_preset
 
-__all__ = ["SCALES", "config_of", "seeds_of"]
+__all__ = ["SCALES", "arms_of", "config_of", "runs_of", "seeds_of", "setting"]
 
 #: ``full``: as in the paper. ``small``: narrow networks on the shipped Fashion-MNIST images, a
 #: minute or two for a run. ``smoke``: two iterations.
 SCALES = ("full", "small", "smoke")
+
+#: Names for people, by ``data.name``.
+NAMES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "fashion_mini": "Fashion-MNIST",
+    "cifar10": "CIFAR10",
+    "stl10": "STL10",
+    "celeba": "CelebA",
+    "imagenet": "ILSVRC2012",
+}
 
 
 @cache
@@ -52,3 +65,29 @@ def config_of(arm: Arm, scale: str, seed: int) -> Config:
         tree["optim"][option] *= factor
     tree["train"]["seed"] = seed
     return from_dict(tree, f"{arm.preset} at scale {scale}")
+
+
+def arms_of(experiment: Experiment, scale: str) -> list[Arm]:
+    """The arms that are run at a scale."""
+    return [arm for arm in experiment.arms if scale in arm.sizes]
+
+
+def runs_of(arm: Arm, scale: str) -> list[Config]:
+    """The configurations of an arm's runs, one for each seed."""
+    seeds = seeds_of(scale) if arm.seeds is None else min(arm.seeds, seeds_of(scale))
+    config = config_of(arm, scale, 0)
+    return [replace(config, train=replace(config.train, seed=seed)) for seed in range(seeds)]
+
+
+def setting(experiment: Experiment, scale: str) -> str:
+    """What a figure's title says where it is not the paper's: other images, narrower networks,
+    shorter runs; "" at full scale."""
+    if scale == "full":
+        return ""
+    said = []
+    for arm in arms_of(experiment, scale):
+        paper, config = config_of(arm, "full", 0), config_of(arm, scale, 0)
+        images = f"{NAMES[config.data.name]} in place of {NAMES[paper.data.name]}"
+        length = f"{config.train.steps:,} iterations"
+        said.append(f"{images}, width {Fraction(config.model.width)}, {length}")
+    return "; ".join(dict.fromkeys(said))

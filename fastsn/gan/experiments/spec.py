@@ -21,6 +21,7 @@ __all__ = [
     "LayerBars",
     "LayerCurves",
     "NormRatios",
+    "Options",
     "Plot",
     "Samples",
     "Sweep",
@@ -40,6 +41,7 @@ class Arm:
         series: the line, or group of bars, it belongs to, where arms are parts of those; else "".
         x: where it is on that line.
         sizes: the scales of :data:`.scales.SCALES` that it is run at.
+        seeds: at most this many at any scale; 0: it is no run, only options to be shown.
     """
 
     label: str
@@ -48,6 +50,7 @@ class Arm:
     series: str = ""
     x: float | None = None
     sizes: tuple[str, ...] = ("full", "small", "smoke")
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,24 @@ class Table:
     values: tuple[str, ...] = ("score", "distance")
 
 
+@dataclass(frozen=True)
+class Options:
+    """Options of the arms, a row for each, from no runs at all (Table 7)."""
+
+    names: tuple[str, ...]
+
+
 Plot = (
-    Curves | LayerCurves | LayerBars | Sweep | NormRatios | VarianceScatter | Bars | Samples | Table
+    Curves
+    | LayerCurves
+    | LayerBars
+    | Sweep
+    | NormRatios
+    | VarianceScatter
+    | Bars
+    | Samples
+    | Table
+    | Options
 )
 
 

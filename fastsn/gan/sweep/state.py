@@ -1,0 +1,82 @@
+"""What became of a run, by its folder alone, and one attempt to finish it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsn.gan import checkpoint
+from fastsn.gan.checkpoint import CheckpointError
+from fastsn.gan.config import Config, ConfigError
+from fastsn.gan.data import DataError
+from fastsn.gan.jsonl import read_rows
+from fastsn.gan.run_dir import RunBusyError, RunDir, RunDirError
+from fastsn.gan.train import Diverged, Stopped, train
+
+__all__ = ["SETTLED", "State", "attempt", "state_of"]
+
+#: What another attempt would not change: a run diverges at the same step every time.
+SETTLED = ("finished", "diverged")
+#: What is said of these is enough; of others the traceback helps.
+EXPLAINED = (Stopped, ConfigError, DataError, RunDirError, CheckpointError, OSError)
+
+
+@dataclass(frozen=True)
+class State:
+    """What became of a run.
+
+    Attributes:
+        status: ``finished``; ``diverged``; ``failed``, and worth another attempt; ``busy``: another
+            process is at work in it; ``running``; ``stopped`` on its way; ``waiting``: not begun.
+        step: iterations that are done and saved.
+        reason: why it diverged, failed or is busy.
+    """
+
+    status: str
+    step: int = 0
+    reason: str = ""
+
+
+def state_of(config: Config, path: Path) -> State:
+    """What the folder of a run says; whether a process is at work there, it does not."""
+    try:
+        RunDir(path).check(config)
+        events = read_rows(path / "events.jsonl")
+    except ValueError as error:  # other options, other files, a damaged table
+        return State("failed", 0, str(error))
+    saved = checkpoint.candidates(path / "checkpoints")
+    step = saved[0][0] if saved else 0
+    last = events[-1] if events else {"event": "none"}
+    if last["event"] == "stop":
+        if last["reason"] == "finished" and last["step"] >= config.train.steps:
+            return State("finished", last["step"])
+        if last["reason"] in ("diverged", "failed"):
+            return State(last["reason"], step, last["why"])
+    return State("stopped" if events else "waiting", step)
+
+
+def attempt(config: Config, path: Path, stop: threading.Event, *, show: bool) -> State:
+    """Trains a run until its end, or until ``stop`` is set, unless that would change nothing.
+
+    Raises:
+        Nothing that is wrong with the run: that is what the state is for.
+    """
+    before = state_of(config, path)
+    if before.status in SETTLED or stop.is_set():
+        return before
+    try:
+        train(config, path, show=show, stop=stop)
+    except RunBusyError as error:
+        return dataclasses.replace(before, status="busy", reason=str(error))
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, EXPLAINED):
+            reason = f"{type(error).__name__}: {error}"
+            traceback.print_exc(file=sys.stderr)
+        status = "diverged" if isinstance(error, Diverged) else "failed"
+        return dataclasses.replace(state_of(config, path), status=status, reason=reason)
+    return state_of(config, path)

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastsn.gan.experiments.evidence import UNTESTED, Evidence, Missing, Outcome, course, last
+from fastsn.gan.experiments.evidence import (
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNTESTED,
+    Evidence,
+    Missing,
+    Outcome,
+    course,
+    last,
+)
 from fastsn.gan.experiments.judgements import (
     BSN,
     BSSN,
@@ -33,6 +42,7 @@ from fastsn.gan.experiments.judgements import (
     variance_bound,
     without_and_with_sn,
 )
+from fastsn.gan.experiments.theory import Verdict
 
 __all__ = ["CLAIMS", "Claim", "judge", "table"]
 
@@ -61,13 +71,34 @@ def judge(claim: Claim, evidence: Evidence) -> Outcome:
 
 
 def table(evidence: Evidence) -> str:
-    """All claims as a table in Markdown."""
+    """All claims, and all theory checks that have been run, as a table in Markdown."""
+    rows = [(claim.statement, claim.source, judge(claim, evidence)) for claim in CLAIMS]
+    rows += [
+        (part.statement, source, _proved(part))
+        for source, verdict in evidence.theory.items()
+        for part in verdict.parts or (verdict,)
+        if part.printed
+    ]
     lines = ["| claim | where | here | numbers |", "| --- | --- | --- | --- |"]
-    for claim in CLAIMS:
-        outcome = judge(claim, evidence)
-        cells = (claim.statement, claim.source, f"**{outcome.verdict}**", outcome.evidence)
-        lines.append("| " + " | ".join(cells) + " |")
+    for statement, source, outcome in rows:
+        cells = (statement, source, f"**{outcome.verdict}**", outcome.evidence)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _proved(verdict: Verdict) -> Outcome:
+    """A theorem's verdict: no number of cases proves it, one disproves it."""
+    text = f"{verdict.checked:,} random cases, the worst at {verdict.worst:.4g} of the bound"
+    if verdict.counterexample is not None:
+        case = ", ".join(
+            f"{name} {_short(value)}" for name, value in verdict.counterexample.items()
+        )
+        text += f"; counterexample: {case}"
+    return Outcome(SUPPORTED if verdict.holds else NOT_SUPPORTED, text)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 CLAIMS = (

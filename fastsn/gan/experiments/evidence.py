@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from fastsn.gan.experiments.records import Record, layer_values, values
 from fastsn.gan.experiments.scales import config_of, seeds_of
 from fastsn.gan.experiments.spec import Arm
 from fastsn.gan.experiments.statistics import Mean, mean_of
+from fastsn.gan.experiments.theory import Verdict
 
 __all__ = ["NOT_SUPPORTED", "SUPPORTED", "UNTESTED", "Evidence", "Outcome", "compare", "shown"]
 
@@ -40,12 +41,12 @@ class Evidence:
     Attributes:
         scale: full, small or smoke.
         records: by the name of the run.
-        theory: rows of each theory check, by its name.
+        theory: verdict of each theory check that has been run, by where the paper states it.
     """
 
     scale: str
     records: Mapping[str, Record]
-    theory: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    theory: Mapping[str, Verdict] = field(default_factory=dict)
 
     def run(self, preset: str, seed: int, **options: Any) -> Record:
         """One recorded run of a preset; ``norm__scale=1.4`` sets ``norm.scale``.

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from fastsn.gan.experiments.arms import SMALL, SMALL_LECUN
 from fastsn.gan.experiments.evidence import (
     NOT_SUPPORTED,
     SUPPORTED,
@@ -139,10 +140,6 @@ STRICT_SCALED: Runs = ("SN_Conv times 1.75", "cifar10_sn_conv", {})
 SSN: Runs = ("SSN times 1.4", "cifar10_ssn", {"norm__scale": 1.4})
 BSSN: Runs = ("BSSN times 1.4", "cifar10_bssn", {"norm__scale": 1.4})
 
-#: Scales of the sweeps of Figures 6 and 8.
-SCALES = (0.5, 1.0, 1.4, 1.75, 2.5, 4.0)
-LECUN_SCALES = (0.2, 0.5, 0.8, 1.2, 1.6, 2.0)
-
 
 def variance_bound(evidence: Evidence) -> Outcome:
     """Figure 7: Eq. (3) throughout training."""
@@ -229,7 +226,7 @@ def _scores(means: dict[float, Mean]) -> str:
 
 def shifted(evidence: Evidence) -> Outcome:
     """Figure 6: the best scale of SN_Conv is larger than that of SN."""
-    sn, strict = (_sweep(evidence, method, SCALES, "last") for method in ("ssn", "sn_conv"))
+    sn, strict = (_sweep(evidence, method, SMALL, "last") for method in ("ssn", "sn_conv"))
     tops = [max(means, key=lambda scale: means[scale].mean) for means in (sn, strict)]
     text = (
         f"best at {tops[0]:g} for SN and at {tops[1]:g} for SN_Conv; last score by scale: "
@@ -261,7 +258,7 @@ def restored(evidence: Evidence) -> Outcome:
 def two_modes(evidence: Evidence) -> Outcome:
     """Figure 8: two good scales with a worse one between them."""
     texts, verdict = [], SUPPORTED
-    for title, method, scales in (("SSN", "ssn", SCALES), ("LeCun", "lecun", LECUN_SCALES)):
+    for title, method, scales in (("SSN", "ssn", SMALL), ("LeCun", "lecun", SMALL_LECUN)):
         means = _sweep(evidence, method, scales, "best")
         if not _has_valley(list(means.values())):
             verdict = NOT_SUPPORTED
@@ -296,7 +293,7 @@ def better(good: Runs, other: Runs) -> Judge:
 
 def scaling_helps(evidence: Evidence) -> Outcome:
     """Table 1: the best scale of SSN against SN."""
-    means = _sweep(evidence, "ssn", SCALES, "best")
+    means = _sweep(evidence, "ssn", SMALL, "best")
     top = max(means, key=lambda scale: means[scale].mean)
     if top == 1:
         return Outcome(NOT_SUPPORTED, f"scale 1 is the best (best score {_scores(means)})")

@@ -152,14 +152,14 @@ def _check(ray: str | None, gpus: float, cpus: float, configs: dict[str, Config]
             raise ConfigError(f"gpus_per_run: expected 0 without ray, got {gpus}")
         return
     if find_spec("ray") is None or find_spec("pyarrow") is None:  # Tune needs both
-        raise ConfigError("ray: expected the package ray[tune], got none: pip install 'fastsn[sweep]'")
+        raise ConfigError(
+            "ray: expected the package ray[tune], got none: pip install 'fastsn[sweep]'"
+        )
     if not gpus and any(config.train.device == "cuda" for config in configs.values()):
         raise ConfigError("gpus_per_run: expected more than 0 with train.device 'cuda', got 0")
 
 
-def one_by_one(
-    table: Table, names: Sequence[str], stop: threading.Event, *, show: bool
-) -> None:
+def one_by_one(table: Table, names: Sequence[str], stop: threading.Event, *, show: bool) -> None:
     """Runs in this process."""
     for number, name in enumerate(names, start=1):
         if stop.is_set():

@@ -16,6 +16,7 @@ from fastsn.gan.experiments.theory_networks import (
     OUTPUTS,
     evaluate,
     gradient_norms,
+    hessian,
     random_net,
 )
 from fastsn.gan.experiments.theory_verdict import (
@@ -131,7 +132,7 @@ def _differences(
     rescaled = [c * weight for c, weight in zip(scales, weights, strict=True)]
     derivatives: list[Callable[..., Tensor]] = [network, torch.func.grad(network, argnums=1)]
     if case["output"] == "sigmoid" and case["width"] <= 16:  # of the identity it is zero
-        derivatives.append(torch.func.hessian(network, argnums=1))
+        derivatives.append(hessian(network, 1))
     found = [(f(weights, x), f(rescaled, x)) for f in derivatives]
     slope = float(found[1][0].norm())
     rows = []

@@ -80,7 +80,7 @@ def _constants(axes: Axes, rows: Sequence[Row], extent: Callable[[Row], float], 
     axes.set(
         xscale="log", xlabel=label, ylabel="L", title="Constant L of the lower bound (Gaussian)"
     )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.35 * max(row["constant"] for row in rows))
     legend(axes, loc="upper left")
 
 

@@ -126,7 +126,7 @@ def proposition1_verdict(rows: Sequence[Row]) -> Verdict:
             printed=False,
         ),
     ]
-    more = "" if parts[2].holds else f", which exceed it up to {parts[2].worst:.2f} times"
+    more = "" if parts[2].holds else f", which exceed it up to {parts[2].worst:.2f} times,"
     return summary(
         "Proposition 1: SN bounds the gradient by the weights",
         parts,

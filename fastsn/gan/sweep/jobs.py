@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from fastsn.gan.config import Config, ConfigError, flatten
 from fastsn.gan.process import until_sigterm
 from fastsn.gan.ranks import Ranks
 from fastsn.gan.run_dir import RunDir
-from fastsn.gan.sweep.state import SETTLED, State, attempt, state_of
+from fastsn.gan.sweep.state import SETTLED, State, attempt, failure, state_of
 from fastsn.gan.sweep.table import Table
 from fastsn.gan.validation import validate
 
@@ -169,7 +170,11 @@ def one_by_one(
         config, path = table.configs[name], table.root / name
         table.set(name, State("running", table.states[name].step))
         table.write()
-        state = attempt(config, path, stop, show=show)
+        try:
+            state = attempt(config, path, stop, show=show)
+        except Exception as error:  # such as too little memory: the others may have enough
+            traceback.print_exc()
+            state = failure(config, path, error)
         table.set(name, state)
         table.write()
         if show and state.reason:

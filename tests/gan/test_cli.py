@@ -244,7 +244,8 @@ def test_later_options_win(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sweep", "eval", "sample", "report", "bench", "bench-step"])
+    "command", ["train", "sweep", "eval", "sample", "report", "bench", "bench-step"]
+)
 def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

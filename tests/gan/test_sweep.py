@@ -264,7 +264,8 @@ def test_the_table_holds_last_and_best_values_with_their_protocol(tmp_path: Path
     evaluated = {"eval": {"every": 3, "extractor": "classifier", **counts}}
     wanted = [short(0, **evaluated), short(1, **evaluated, norm={"method": "sn"})]
     table = run_jobs(wanted, tmp_path, show=False)
-    assert table == [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
+    lines = (tmp_path / "results.jsonl").read_text()
+    assert table == [json.loads(line) for line in lines.splitlines()]
     for job, row in zip(wanted, table, strict=True):
         metrics = rows(tmp_path / job.name, "metrics.jsonl")
         assert [found["step"] for found in metrics] == [3, 6]
@@ -304,7 +305,7 @@ def test_a_folder_is_read_with_suspicion(tmp_path: Path) -> None:
     (tmp_path / job.name / "events.jsonl").write_text("broken\n{}\n")
     found = state_of(job.config, tmp_path / job.name)
     assert found.status == "failed" and "events.jsonl:1" in found.reason
-    with pytest.raises(RunDirError, match="file"):
+    with pytest.raises(RunDirError, match="expected a folder for the sweep, got a file"):
         run_jobs([job], tmp_path / job.name / "events.jsonl")
 
 
@@ -391,7 +392,12 @@ def test_the_command(
 def test_a_sweep_with_a_diverged_run_exits_1(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--norm.method=none", "--norm.update=forward", "--loss.name=wgan", f"--out={tmp_path}"]
+    options = [
+        "--norm.method=none",
+        "--norm.update=forward",
+        "--loss.name=wgan",
+        f"--out={tmp_path}",
+    ]
     assert cli.main(["sweep", *TINY, *options, "--vary=optim.lr_d=1e-4,1e30"]) == 1
     output = capfd.readouterr()
     assert output.out.startswith("2 runs: 1 diverged, 1 finished: ")

@@ -1,8 +1,9 @@
 """The paper's theorems and propositions, checked on random numbers; nothing is trained.
 
 A check's way: its rows (:mod:`.theory_variance`, :mod:`.theory_gradients`,
-:mod:`.theory_rescaling`, :mod:`.theory_convolutions`) -> its verdict and its figure. The bounds are
-those of :mod:`fastsn.analysis`. A check of inequalities proves none; what it finds against one is a
+:mod:`.theory_convnets`, :mod:`.theory_rescaling`, :mod:`.theory_theorem1`,
+:mod:`.theory_convolutions`) -> its verdict and its figure. The bounds are those of
+:mod:`fastsn.analysis`. A check of inequalities proves none; what it finds against one is a
 counterexample.
 """
 
@@ -22,12 +23,8 @@ from fastsn.gan.experiments.theory_network_figures import (
     draw_proposition3,
     draw_theorem1,
 )
-from fastsn.gan.experiments.theory_rescaling import (
-    proposition2_rows,
-    proposition2_verdict,
-    theorem1_rows,
-    theorem1_verdict,
-)
+from fastsn.gan.experiments.theory_rescaling import proposition2_rows, proposition2_verdict
+from fastsn.gan.experiments.theory_theorem1 import theorem1_rows, theorem1_verdict
 from fastsn.gan.experiments.theory_variance import (
     theorem2_rows,
     theorem2_verdict,

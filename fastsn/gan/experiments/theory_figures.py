@@ -80,7 +80,7 @@ def _constants(axes: Axes, rows: Sequence[Row], extent: Callable[[Row], float], 
     axes.set(
         xscale="log", xlabel=label, ylabel="L", title="Constant L of the lower bound (Gaussian)"
     )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.35 * max(row["constant"] for row in rows))
     legend(axes, loc="upper left")
 
 
@@ -110,10 +110,10 @@ def draw_theorem3(rows: Sequence[Row], path: Path) -> None:
             "breaks it (Gaussian)",
         )
         left.set(
-            xscale="log", ylim=(0, None), xlabel="ratio of the channel numbers",
+            xscale="log", ylim=(0, 2.3), xlabel="ratio of the channel numbers",
             ylabel="variance / bound as printed", title="Var(w / sigma_w) over the printed bound",
         )  # fmt: skip
-        legend(left, loc="upper left", fontsize=7)
+        legend(left, loc="upper left", ncols=2)
         if wrong:
             _steps(middle, max(wrong, key=lambda row: row["value"] / row["upper"]))
         known = [row for row in rows if row["constant"] is not None]
@@ -132,8 +132,8 @@ def _steps(axes: Axes, row: Row) -> None:
     """The chain of the proof, in numbers: each "=" should join bars of the same height."""
     names = (
         "Var",
-        r"$\leq \frac{4}{s}\,E\frac{F^2}{\sigma^2 + \sigma'^2}$",
-        r"$= \frac{2}{s}\,E(\frac{F^2}{\sigma^2} + \frac{F^2}{\sigma'^2})$",
+        r"$\leq \frac{4}{s}\,\frac{F^2}{\sigma^2 + \sigma'^2}$",
+        r"$= \frac{2}{s}\,(\frac{F^2}{\sigma^2} + \frac{F^2}{\sigma'^2})$",
         r"$\leq \frac{2}{s}(c_{out} + c_{in})$",
         "= printed\nbound",
     )
@@ -143,7 +143,7 @@ def _steps(axes: Axes, row: Row) -> None:
     axes.bar(range(5), heights, color=colours, width=0.65)
     for index, height in enumerate(heights):
         axes.annotate(f"{height:.3g}", (index, height), ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(5), names, fontsize=8)
+    axes.set_xticks(range(5), names, fontsize=9.5)
     shape = (row["c_out"], row["c_in"], *row["kernel"])
     axes.set(
         yscale="log", ylim=(0.5, 3 * max(heights)), ylabel="over the printed bound",

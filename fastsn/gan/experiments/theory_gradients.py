@@ -18,6 +18,7 @@ from fastsn.gan.experiments.theory_networks import (
     OUTPUTS,
     evaluate,
     gradient_norms,
+    hessian,
     random_net,
 )
 from fastsn.gan.experiments.theory_verdict import (
@@ -125,7 +126,7 @@ def proposition1_verdict(rows: Sequence[Row]) -> Verdict:
             printed=False,
         ),
     ]
-    more = "" if parts[2].holds else f", which exceed it up to {parts[2].worst:.2f} times"
+    more = "" if parts[2].holds else f", which exceed it up to {parts[2].worst:.2f} times,"
     return summary(
         "Proposition 1: SN bounds the gradient by the weights",
         parts,
@@ -165,7 +166,7 @@ def _hessians(
         matrices = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         return evaluate(matrices, x, slope, output)
 
-    hessian = torch.func.hessian(of_all)(torch.cat([weight.flatten() for weight in weights]))
+    whole = hessian(of_all)(torch.cat([weight.flatten() for weight in weights]))
     bounds = proposition3_bound(math.sqrt(square), OUTPUTS[output].hessian, 1.0, depth)
     case: Row = {
         "kind": kind, "activation": activation, "output": output, "depth": depth,
@@ -174,7 +175,7 @@ def _hessians(
     start, rows = 0, []
     for layer, bound in enumerate(bounds):
         stop = start + shapes[layer].numel()
-        block = hessian[start:stop, start:stop]
+        block = whole[start:stop, start:stop]
         start = stop
         rows.append(
             {
@@ -186,12 +187,12 @@ def _hessians(
                 "infinity": _with_infinity_norm(weights, x, slope, output, layer) / square or _ZERO,
             }
         )
-    whole = {"layer": None, "value": _norm(hessian) / square, "upper": None, "infinity": None}
-    return [*rows, {**case, **whole, "corollary": None if output == "sigmoid" else _ZERO}]
+    joint = {"layer": None, "value": _norm(whole) / square, "upper": None, "infinity": None}
+    return [*rows, {**case, **joint, "corollary": None if output == "sigmoid" else _ZERO}]
 
 
-def _norm(hessian: Tensor) -> float:
-    return float(torch.linalg.eigvalsh(hessian).abs().max())
+def _norm(symmetric: Tensor) -> float:
+    return float(torch.linalg.eigvalsh(symmetric).abs().max())
 
 
 def _with_infinity_norm(
@@ -205,8 +206,7 @@ def _with_infinity_norm(
     def of_output(o: Tensor) -> Tensor:
         return evaluate([identity, *weights[layer + 1 :]], o, slope, output)
 
-    hessian = torch.func.hessian(of_output)(weights[layer] @ x)
-    return _norm(hessian) * float(x.abs().max()) ** 2
+    return _norm(hessian(of_output)(weights[layer] @ x)) * float(x.abs().max()) ** 2
 
 
 def proposition3_verdict(rows: Sequence[Row]) -> Verdict:

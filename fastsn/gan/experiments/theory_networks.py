@@ -12,7 +12,16 @@ from torch import Tensor
 
 from fastsn.analysis import spectral_norm_exact
 
-__all__ = ["ACTIVATIONS", "KINDS", "OUTPUTS", "Output", "evaluate", "gradient_norms", "random_net"]
+__all__ = [
+    "ACTIVATIONS",
+    "KINDS",
+    "OUTPUTS",
+    "Output",
+    "evaluate",
+    "gradient_norms",
+    "hessian",
+    "random_net",
+]
 
 
 class Output(NamedTuple):
@@ -85,3 +94,12 @@ def gradient_norms(
     leaves = [weight.detach().requires_grad_() for weight in weights]
     gradients = torch.autograd.grad(evaluate(leaves, x, slope, output), leaves)
     return [float(gradient.norm()) for gradient in gradients]
+
+
+def hessian(function: Callable[..., Tensor], argument: int = 0) -> Callable[..., Tensor]:
+    """Of a scalar function of vectors.
+
+    In reverse mode twice: ``torch.func.hessian`` goes forward first, for which torch compiles
+    scripts, with a warning that they are deprecated.
+    """
+    return torch.func.jacrev(torch.func.jacrev(function, argument), argument)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,13 +94,16 @@ def judge(
     """The verdict on ``value <= bound`` in every row, by the names of columns.
 
     A lower bound is judged with the two exchanged.
+
+    Raises:
+        ValueError: no rows.
     """
     if not rows:
         raise ValueError(f"expected rows for {statement!r}, got none")
     ratios = [row[value] / row[bound] for row in rows]
-    worst = max(ratios)
-    # Not "any > 1": a nan is no bound that held.
-    holds = all(ratio <= 1 + ROUNDING for ratio in ratios)
+    # A nan is no bound that held.
+    worst = max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else ratio)
+    holds = worst <= 1 + ROUNDING
     found = None if holds else dict(rows[ratios.index(worst)])
     return Verdict(statement, holds, len(rows), worst, found, note, printed)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curves", "layer_curves"]
 
-Points = Sequence[tuple[int, float]]
+Points = list[tuple[int, float]]
 #: A linear axis whose values differ by more becomes logarithmic: one run that explodes would hide
 #: all others.
 SPAN = 200.0
@@ -101,7 +101,11 @@ def layer_curves(plot: LayerCurves, runs: Runs, sheet: Sheet) -> None:
             mean, bounds, single = drawn[key]
             line(axes, mean, name, index)
             alone = len(lines) == 1
-            style = {"color": colour(index + alone), "linestyle": "--", "linewidth": 1.1}
+            style: dict[str, Any] = {
+                "color": colour(index + alone),
+                "linestyle": "--",
+                "linewidth": 1.1,
+            }
             for which, bound in zip(plot.bounds, bounds, strict=True):
                 label = BOUNDS.get(which, "bound") if alone else None
                 xs, ys = [m.x for m in bound], [m.mean for m in bound]
@@ -121,7 +125,7 @@ def layer_curves(plot: LayerCurves, runs: Runs, sheet: Sheet) -> None:
 def _frame(plot: LayerCurves, runs: Runs, sheet: Sheet, panels: Sequence[Axes], by: bool) -> None:
     """Names of the axes at the edges of the grid, and one legend at its upper right."""
     title = value_title(plot.value, next(iter(runs.values()))[0].config)
-    across = panels[0].get_subplotspec().get_gridspec().ncols
+    across = sheet.across
     for index, axes in enumerate(panels):
         if index % across == 0:
             axes.set_ylabel(title)

@@ -109,7 +109,7 @@ def norm_ratios(plot: NormRatios, runs: Runs, sheet: Sheet) -> None:
         series = f"{layer} / {layers[0]}"
         if series in points:
             xs, ys = zip(*points[series], strict=True)
-            options = {"s": 14, "alpha": 0.65, "linewidths": 0, "label": series}
+            options: dict[str, Any] = {"s": 14, "alpha": 0.65, "linewidths": 0, "label": series}
             axes.scatter(xs, ys, color=colour(index), **options)
     axes.plot([low, high], [low, high], "--", color="#555555", linewidth=1, label="diagonal")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")

@@ -32,9 +32,10 @@ def record(
             "eval": {"extractor": "classifier"},
         }
     )
+    score, distance = score or {}, distance or {}
     metrics = [
-        {"step": step, "frechet_2k_2k": (distance or {}).get(step), "score_2k_s10": value}
-        for step, value in (score or {}).items()
+        {"step": step, "frechet_2k_2k": distance.get(step), "score_2k_s10": score.get(step)}
+        for step in sorted({*score, *distance})
     ]
     diagnostics = [
         {"step": step, "layer": layer, **cells}

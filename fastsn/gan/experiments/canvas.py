@@ -97,8 +97,10 @@ class Sheet:
         n: int,
         size: tuple[float, float] = (6.0, 3.6),
         columns: int = 4,
+        *,
+        same_y: bool = False,
     ) -> list[Axes]:
-        """``n`` panels of ``size`` inches in rows of at most ``columns``."""
+        """``n`` panels of ``size`` inches, ``columns`` in a row, with one y axis or several."""
         from matplotlib.figure import Figure
 
         lines = math.ceil(n / columns)
@@ -107,7 +109,7 @@ class Sheet:
         self._size = (size[0] * across, size[1] * lines)
         # Not pyplot: it keeps state, and picks a window system.
         self._figure = Figure(figsize=self._size, layout="constrained")
-        grid = self._figure.subplots(lines, across, squeeze=False)
+        grid = self._figure.subplots(lines, across, squeeze=False, sharey=same_y)
         axes = list(grid.flat)
         for unused in axes[n:]:
             unused.remove()
@@ -121,7 +123,7 @@ class Sheet:
         """Writes ``path.png`` and ``path.svg``, the same bytes for the same numbers."""
         figure, (width, height) = self._figure, self._size
         columns = int(width * 16)
-        head = textwrap.wrap(title, int(width * 11.5))
+        head = textwrap.wrap(title, int(width * 12.6))
         under = textwrap.wrap(subtitle, columns)
         notes = [line for note in self.notes for line in textwrap.wrap(note, columns)]
         top, bottom = LINE * len(head) + NOTE * len(under) + 0.12, NOTE * len(notes)
@@ -176,6 +178,12 @@ def line(axes: Axes, points: Sequence[Mean], label: str, index: int) -> None:
 def mark_end(axes: Axes, x: float, y: float, index: int) -> None:
     """The cross where a run diverged."""
     axes.plot([x], [y], marker="X", markersize=8, color=colour(index), markeredgecolor="white")
+
+
+def reach(points: Sequence[Mean]) -> list[float]:
+    """What an axis must show of means: the values, and of their bands all but what is far below."""
+    lows = [max(m.low, m.mean / 3) if m.mean > 0 else m.low for m in points]
+    return [*(m.mean for m in points), *(m.high for m in points), *lows]
 
 
 def set_log(axes: Axes, values: Sequence[float]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastsn.gan.experiments.canvas import Sheet, colour, legend, limits, set_log
+from fastsn.gan.experiments.canvas import Sheet, colour, legend, limits, reach, set_log
 from fastsn.gan.experiments.captions import (
     Runs,
     divergences,
@@ -61,9 +61,9 @@ def layer_bars(plot: LayerBars, runs: Runs, sheet: Sheet) -> None:
     layers = list(dict.fromkeys(titles.values()))
     layers = [layer for layer in layers if any((arm, layer) in found for arm in arms)]
     if plot.log:
-        every = [mean.mean for mean in found.values()]
+        every = reach([*found.values()])
         set_log(axes, every)
-        limits(axes, every)
+        limits(axes, [*every, min(every, default=1.0) / 2])  # bars have no other beginning
     width = 0.8 / len(arms)
     same = len({len(records) for records in runs.values()}) == 1
     for index, (arm, records) in enumerate(runs.items()):

@@ -10,7 +10,7 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-endurance demo bench lint format wheel clean FORCE
+.PHONY: help env test test-endurance test-sweep demo bench lint format wheel clean FORCE
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
@@ -18,14 +18,19 @@ help:
 	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
 	@echo "make env      only set up .venv and build       make clean   remove all of that"
 	@echo "make test-endurance   the training runs that are killed and resumed many times"
+	@echo "make test-sweep       sweeps over Ray, killed and restarted; installs Ray"
 
 # Files of tests are shared out to WORKERS processes, whose threads sleep while they wait.
 test: env
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not endurance"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not endurance and not sweep"
 
 # Training runs killed and resumed many times, on one rank and on two.
 test-endurance: env
 	$(PY) -m pytest -m endurance
+
+# Sweeps over Ray, killed and restarted.
+test-sweep: env $(VENV)/.sweep
+	$(PY) -m pytest -m sweep
 
 demo: env
 	$(PY) -m benchmarks.demo
@@ -63,6 +68,13 @@ $(VENV)/.torch: constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@echo "Installing torch and the build tools in $(VENV) (takes a minute)"
 	$(PIP) install --quiet --constraint constraints.txt torch numpy ninja setuptools wheel
+	@touch $@
+
+# Ray is large, and nothing but sweeps on several processors or machines needs it
+$(VENV)/.sweep: $(VENV)/.installed
+	@echo "Installing Ray"
+	FASTSN_BUILD_CPU=0 FASTSN_BUILD_CUDA=0 $(PIP) install --quiet --constraint constraints.txt \
+	    --no-build-isolation --editable '.[sweep]'
 	@touch $@
 
 # pip builds an editable install in a new folder each time, so it only links the checkout here

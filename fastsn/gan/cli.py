@@ -1,4 +1,4 @@
-"""The command ``fastsn``: train, eval, sample, report, experiment, bench and bench-step.
+"""The command ``fastsn``: train, sweep, eval, sample, report, experiment, bench and bench-step.
 
 Exit codes: 0 done (or stopped by SIGTERM, with everything saved), 1 stopped by a failure while
 training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing written.
@@ -124,7 +124,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Any]]:
 # train
 
 
-def _train_options(parser: ArgumentParser) -> None:
+def _config_options(parser: ArgumentParser) -> None:
     from fastsn.gan.config import Config
 
     parser.add_argument(
@@ -133,6 +133,10 @@ def _train_options(parser: ArgumentParser) -> None:
         help="YAML file, or a preset such as paper/cifar10_bssn or demo; later options win",
     )
     parser.add_class_arguments(Config, None)
+
+
+def _train_options(parser: ArgumentParser) -> None:
+    _config_options(parser)
     parser.add_argument(
         "--out",
         type=str | None,
@@ -166,6 +170,24 @@ def _train(options: Namespace) -> int:
     if Ranks.from_environment().first:
         _say(f"{result.reason} at step {result.step}: {result.path}")
     return 0
+
+
+# sweep
+
+
+def _sweep_options(parser: ArgumentParser) -> None:
+    from fastsn.gan.sweep.options import add_options
+
+    _config_options(parser)
+    add_options(parser)
+
+
+def _sweep(options: Namespace) -> int:
+    from fastsn.gan.sweep.options import sweep
+
+    tree = options.as_dict()
+    tree.pop("config")
+    return sweep(tree)
 
 
 # eval
@@ -302,6 +324,11 @@ def _bench_weights(options: Namespace) -> int:
 #: Name -> summary, options, command.
 COMMANDS: dict[str, tuple[str, Any, Any]] = {
     "train": ("Train a GAN, or go on with a run.", _train_options, _train),
+    "sweep": (
+        "Train a grid of options and seeds, or go on with it.",
+        _sweep_options,
+        _sweep,
+    ),
     "eval": ("Metrics of a checkpoint or of a folder of images.", _eval_options, _eval),
     "sample": ("A picture of samples or of walks in z.", _sample_options, _sample),
     "report": ("Curves and samples of runs, as PNG and HTML.", _report_options, _report),

@@ -243,7 +243,9 @@ def test_later_options_win(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert tree["model"]["name"] == "cnn32"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "sample", "report", "bench", "bench-step"])
+@pytest.mark.parametrize(
+    "command", ["train", "sweep", "eval", "sample", "report", "bench", "bench-step"]
+)
 def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -20,7 +20,7 @@ __all__ = ["Sheet", "colour", "drawing"]
 
 #: A colour blind safe cycle (Okabe and Ito), dark colours first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "fastsn",  # the same picture is the same file
     "font.family": "sans-serif",
@@ -83,31 +83,37 @@ class Sheet:
     Attributes:
         rows: the numbers drawn, for files and tests; finite, or None.
         notes: what the reader must be told: runs that are missing or diverged.
+        across: panels in a row.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _panels: list[Axes] = field(default_factory=list)
+    across: int = 1
     _size: tuple[float, float] = (6.0, 3.7)
     _figure: Any = None
 
     def panels(
-        self, n: int, size: tuple[float, float] = (6.0, 3.6), columns: int = 4, sharey: bool = False
+        self,
+        n: int,
+        size: tuple[float, float] = (6.0, 3.6),
+        columns: int = 4,
+        *,
+        same_y: bool = False,
     ) -> list[Axes]:
-        """``n`` panels of ``size`` inches in rows of at most ``columns``."""
+        """``n`` panels of ``size`` inches, ``columns`` in a row, with one y axis or several."""
         from matplotlib.figure import Figure
 
         lines = math.ceil(n / columns)
         across = math.ceil(n / lines)
+        self.across = across
         self._size = (size[0] * across, size[1] * lines)
         # Not pyplot: it keeps state, and picks a window system.
         self._figure = Figure(figsize=self._size, layout="constrained")
-        grid = self._figure.subplots(lines, across, squeeze=False, sharey=sharey)
+        grid = self._figure.subplots(lines, across, squeeze=False, sharey=same_y)
         axes = list(grid.flat)
         for unused in axes[n:]:
             unused.remove()
-        self._panels = axes[:n]
-        return self._panels
+        return axes[:n]
 
     def resize(self, width: float, height: float) -> None:
         """Inches of all panels together, where their content tells them."""
@@ -117,7 +123,7 @@ class Sheet:
         """Writes ``path.png`` and ``path.svg``, the same bytes for the same numbers."""
         figure, (width, height) = self._figure, self._size
         columns = int(width * 16)
-        head = textwrap.wrap(title, int(width * 11.5))
+        head = textwrap.wrap(title, int(width * 12.6))
         under = textwrap.wrap(subtitle, columns)
         notes = [line for note in self.notes for line in textwrap.wrap(note, columns)]
         top, bottom = LINE * len(head) + NOTE * len(under) + 0.12, NOTE * len(notes)
@@ -152,7 +158,11 @@ def line(axes: Axes, points: Sequence[Mean], label: str, index: int) -> None:
     most = max(point.n for point in points)
     whole = next((i for i, point in enumerate(points) if point.n < most), len(points))
     # A run may also lack a value in between: dotted from there on is still true.
-    style = {"color": colour(index), "marker": "o" if len(points) < 12 else "", "markersize": 3}
+    style: dict[str, Any] = {
+        "color": colour(index),
+        "marker": "o" if len(points) < 12 else "",
+        "markersize": 3,
+    }
     xs, ys = [point.x for point in points], [point.mean for point in points]
     axes.plot(xs[:whole], ys[:whole], linestyle=dashes(index), label=label, **style)
     if whole < len(points):
@@ -168,6 +178,12 @@ def line(axes: Axes, points: Sequence[Mean], label: str, index: int) -> None:
 def mark_end(axes: Axes, x: float, y: float, index: int) -> None:
     """The cross where a run diverged."""
     axes.plot([x], [y], marker="X", markersize=8, color=colour(index), markeredgecolor="white")
+
+
+def reach(points: Sequence[Mean]) -> list[float]:
+    """What an axis must show of means: the values, and of their bands all but what is far below."""
+    lows = [max(m.low, m.mean / 3) if m.mean > 0 else m.low for m in points]
+    return [*(m.mean for m in points), *(m.high for m in points), *lows]
 
 
 def set_log(axes: Axes, values: Sequence[float]) -> bool:
@@ -195,7 +211,8 @@ def limits(axes: Axes, values: Sequence[float]) -> None:
         room = max(math.log10(high / low) * 0.06, 0.06)
         axes.set_ylim(low / 10**room, high * 10**room)
     elif max(known) - min(known) < FLAT * max(map(abs, known)):
-        axes.set_ylim(sorted(((1 - 10 * FLAT) * known[0], (1 + 10 * FLAT) * known[0])))
+        room = 10 * FLAT * abs(known[0])
+        axes.set_ylim(known[0] - room, known[0] + room)
 
 
 def legend(axes: Axes, n: int = 0) -> None:

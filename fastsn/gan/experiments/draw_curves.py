@@ -13,6 +13,7 @@ from fastsn.gan.experiments.canvas import (
     limits,
     line,
     mark_end,
+    reach,
     set_log,
 )
 from fastsn.gan.experiments.captions import (
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curves", "layer_curves"]
 
-Points = Sequence[tuple[int, float]]
+Points = list[tuple[int, float]]
 #: A linear axis whose values differ by more becomes logarithmic: one run that explodes would hide
 #: all others.
 SPAN = 200.0
@@ -43,7 +44,7 @@ def curves(plot: Curves, runs: Runs, sheet: Sheet) -> None:
     """A curve per arm: mean of the seeds, and their standard error as a band."""
     (axes,) = sheet.panels(1)
     drawn = {arm: average([values(record, plot.value) for record in runs[arm]]) for arm in runs}
-    log = _scale(axes, [point.mean for points in drawn.values() for point in points], plot.log)
+    below = _scale(axes, [value for points in drawn.values() for value in reach(points)], plot.log)
     same = len({len(records) for records in runs.values()}) == 1
     for index, (arm, points) in enumerate(drawn.items()):
         n = len(runs[arm])
@@ -54,8 +55,10 @@ def curves(plot: Curves, runs: Runs, sheet: Sheet) -> None:
     sheet.notes += divergences(runs)
     if not any(drawn.values()):
         sheet.notes.append(f"None of these runs has a value of {plot.value}.")
-    elif log:
+    elif below:
         sheet.notes.append("Values of zero lie on the lower end of the axis.")
+    if axes.get_yscale() == "log" and not plot.log:
+        sheet.notes.append("The axis is logarithmic, for values far above the others.")
     axes.set_xlabel("iteration")
     axes.set_ylabel(value_title(plot.value, next(iter(runs.values()))[0].config))
     legend(axes)
@@ -88,20 +91,27 @@ def layer_curves(plot: LayerCurves, runs: Runs, sheet: Sheet) -> None:
         sheet.notes.append(f"None of these runs has a value of {plot.value}.")
         return
     size = (5.4, 3.6) if by_arm else (3.1, 2.5)
-    axes_of = dict(zip(panels, sheet.panels(len(panels), size, 2 if by_arm else 4), strict=True))
+    grid = sheet.panels(len(panels), size, 2 if by_arm else 4, same_y=plot.log)
+    axes_of = dict(zip(panels, grid, strict=True))
     records_of = {arm.label: records for arm, records in runs.items()}
     for panel, axes in axes_of.items():
         inside = [(line_, (panel, line_) if by_arm else (line_, panel)) for line_ in lines]
         inside = [(name, key) for name, key in inside if key in drawn]
-        every = [m.mean for _, key in inside for m in drawn[key][0]]
-        every += [m.mean for _, key in inside for bound in drawn[key][1] for m in bound]
+        # Logarithmic panels share their axis.
+        keys = drawn.keys() if plot.log else [key for _, key in inside]
+        every = [value for key in keys for value in reach(drawn[key][0])]
+        every += [m.mean for key in keys for bound in drawn[key][1] for m in bound]
         _scale(axes, every, plot.log)
         for name, key in inside:
             index = lines.index(name)
             mean, bounds, single = drawn[key]
             line(axes, mean, name, index)
             alone = len(lines) == 1
-            style = {"color": colour(index + alone), "linestyle": "--", "linewidth": 1.1}
+            style: dict[str, Any] = {
+                "color": colour(index + alone),
+                "linestyle": "--",
+                "linewidth": 1.1,
+            }
             for which, bound in zip(plot.bounds, bounds, strict=True):
                 label = BOUNDS.get(which, "bound") if alone else None
                 xs, ys = [m.x for m in bound], [m.mean for m in bound]
@@ -121,7 +131,7 @@ def layer_curves(plot: LayerCurves, runs: Runs, sheet: Sheet) -> None:
 def _frame(plot: LayerCurves, runs: Runs, sheet: Sheet, panels: Sequence[Axes], by: bool) -> None:
     """Names of the axes at the edges of the grid, and one legend at its upper right."""
     title = value_title(plot.value, next(iter(runs.values()))[0].config)
-    across = panels[0].get_subplotspec().get_gridspec().ncols
+    across = sheet.across
     for index, axes in enumerate(panels):
         if index % across == 0:
             axes.set_ylabel(title)

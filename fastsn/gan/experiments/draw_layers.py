@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastsn.gan.experiments.canvas import Sheet, colour, legend, limits, set_log
+from fastsn.gan.experiments.canvas import Sheet, colour, legend, limits, reach, set_log
 from fastsn.gan.experiments.captions import (
     Runs,
     divergences,
@@ -61,9 +61,9 @@ def layer_bars(plot: LayerBars, runs: Runs, sheet: Sheet) -> None:
     layers = list(dict.fromkeys(titles.values()))
     layers = [layer for layer in layers if any((arm, layer) in found for arm in arms)]
     if plot.log:
-        every = [mean.mean for mean in found.values()]
+        every = reach([*found.values()])
         set_log(axes, every)
-        limits(axes, every)
+        limits(axes, [*every, min(every, default=1.0) / 2])  # bars have no other beginning
     width = 0.8 / len(arms)
     same = len({len(records) for records in runs.values()}) == 1
     for index, (arm, records) in enumerate(runs.items()):
@@ -109,7 +109,7 @@ def norm_ratios(plot: NormRatios, runs: Runs, sheet: Sheet) -> None:
         series = f"{layer} / {layers[0]}"
         if series in points:
             xs, ys = zip(*points[series], strict=True)
-            options = {"s": 14, "alpha": 0.65, "linewidths": 0, "label": series}
+            options: dict[str, Any] = {"s": 14, "alpha": 0.65, "linewidths": 0, "label": series}
             axes.scatter(xs, ys, color=colour(index), **options)
     axes.plot([low, high], [low, high], "--", color="#555555", linewidth=1, label="diagonal")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")

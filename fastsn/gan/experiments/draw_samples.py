@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastsn.gan.experiments.canvas import Sheet
 from fastsn.gan.experiments.captions import Runs, full_label, row, value_title
 from fastsn.gan.experiments.picks import BETTER, pick
@@ -31,7 +33,7 @@ def samples(plot: Samples, runs: Runs, sheet: Sheet) -> None:
     picture = imread(record.samples)
     height, width = picture.shape[:2]
     sheet.resize(5.6, 5.6 * height / width + 0.3)
-    grey = {"cmap": "gray", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}
     axes.imshow(picture, **grey)
     title = value_title(plot.value, record.config)
     last = record.events[-1]["step"] if record.events else record.config.train.steps

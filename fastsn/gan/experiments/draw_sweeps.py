@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsn.gan.experiments.canvas import Sheet, colour, legend
 from fastsn.gan.experiments.captions import (
@@ -62,7 +62,11 @@ def sweep(plot: Sweep, runs: Runs, sheet: Sheet) -> None:
             # Without a number of its own the cross lies on the axis.
             at = (mean.mean, axes.transData) if mean.n else (0.02, axes.get_xaxis_transform())
             if lost:
-                options = {"markersize": 9, "markeredgecolor": "white", "clip_on": False}
+                options: dict[str, Any] = {
+                    "markersize": 9,
+                    "markeredgecolor": "white",
+                    "clip_on": False,
+                }
                 axes.plot([mean.x], [at[0]], "X", transform=at[1], color=colour(index), **options)
     if plot.log_x:
         from matplotlib.ticker import FuncFormatter, NullLocator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +27,12 @@ def place_labels(axes: Axes, marks: Sequence[tuple[float, float, str, str]]) -> 
     Each text takes the first place free of points and of the texts before it, or the one that
     covers least.
     """
-    figure = axes.figure
+    figure: Any = axes.figure
     figure.draw_without_rendering()  # the layout is known after this
     to_points = 72.0 / figure.dpi
     at = [axes.transData.transform((x, y)) * to_points for x, y, _, _ in marks]
     taken: list[Box] = [(x - 2.5, y - 2.5, x + 2.5, y + 2.5) for x, y in at]
-    frame = axes.get_window_extent().extents * to_points
+    frame = [float(edge) * to_points for edge in axes.get_window_extent().extents]
     for (x, y), (data_x, data_y, text, shown) in zip(at, marks, strict=True):
         width, height = 0.62 * SIZE * len(text), 0.95 * SIZE
         best: tuple[float, float, float, Box] | None = None

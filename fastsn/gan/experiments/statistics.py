@@ -40,8 +40,8 @@ def mean_of(values: Iterable[float], x: float = 0.0) -> Mean:
     n = len(known)
     if n == 0:
         return Mean(x, math.nan, None, 0)
-    # Numbers of runs that explode may have no sum and no square.
-    size = max(map(abs, known)) or 1.0
+    # Numbers of runs that explode may have no sum and no square; a power of two rounds nothing.
+    size = math.ldexp(1.0, math.frexp(max(map(abs, known)))[1] - 1)
     scaled = [value / size for value in known]
     mean = math.fsum(scaled) / n
     if n == 1:

@@ -27,8 +27,16 @@ from fastsn.gan.experiments.statistics import Mean, mean_of
 __all__ = ["Cell", "cells_of", "protocol_differences", "table"]
 
 #: Options that change no result, or that runs of one arm differ in.
-ASIDE = ("log.", "checkpoint.", "speed.", "eval.every", "eval.weights", "data.root")
-ASIDE += ("train.seed", "train.device")
+ASIDE = (
+    "log.",
+    "checkpoint.",
+    "speed.",
+    "eval.every",
+    "eval.weights",
+    "data.root",
+    "train.seed",
+    "train.device",
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,8 +16,8 @@ from typing import Any, Protocol
 from fastsn.gan.config import Config, ConfigError, flatten
 from fastsn.gan.process import until_sigterm
 from fastsn.gan.ranks import Ranks
-from fastsn.gan.run_dir import RunDir
-from fastsn.gan.sweep.state import SETTLED, State, attempt, state_of
+from fastsn.gan.run_dir import RunDir, RunDirError
+from fastsn.gan.sweep.state import SETTLED, State, attempt, failure, state_of
 from fastsn.gan.sweep.table import Table
 from fastsn.gan.validation import validate
 
@@ -97,7 +98,9 @@ def run_jobs(
     configs = distinct(jobs)
     _check(ray, gpus_per_run, cpus_per_run, configs)
     root = root.resolve()
-    RunDir(root / next(iter(configs))).check_place()
+    if root.exists() and not root.is_dir():
+        raise RunDirError(f"{root}: expected a folder for the sweep, got a file")
+    RunDir(root).check_place()
     table = Table(root, configs)
     for name, config in configs.items():
         table.set(name, state_of(config, root / name))
@@ -110,8 +113,11 @@ def run_jobs(
             from fastsn.gan.sweep.on_ray import cluster
 
             launch = stack.enter_context(cluster(ray, gpus_per_run, cpus_per_run))
-        root.mkdir(parents=True, exist_ok=True)
-        table.write()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            table.write()
+        except OSError as error:
+            raise RunDirError(f"{root}: cannot write the sweep: {error.strerror}") from error
         _until_settled(table, pending, launch, stop, show)
     rows = table.rows()
     return [rows[job.name] for job in jobs]
@@ -169,7 +175,11 @@ def one_by_one(table: Table, names: Sequence[str], stop: threading.Event, *, sho
         config, path = table.configs[name], table.root / name
         table.set(name, State("running", table.states[name].step))
         table.write()
-        state = attempt(config, path, stop, show=show)
+        try:
+            state = attempt(config, path, stop, show=show)
+        except Exception as error:  # such as too little memory: the others may have enough
+            traceback.print_exc()
+            state = failure(config, path, error)
         table.set(name, state)
         table.write()
         if show and state.reason:

@@ -38,6 +38,7 @@ LOOK = 0.5
 #: Bytes of Ray's store of objects on this machine, near its minimum: runs share none.
 STORE = 100 * 2**20
 ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a run without a GPU sees none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -119,7 +120,7 @@ def _launch(
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": cpus, "gpu": gpus}),
         param_space={"task": tune.grid_search(tasks)},
-        tune_config=tune.TuneConfig(trial_dirname_creator=_folder),
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=_folder),
         run_config=tune.RunConfig(
             storage_path=storage,
             verbose=0,
@@ -192,11 +193,9 @@ def _outcome(
     table: Table, name: str, result: dict[str, Any] | None, error: Exception | None
 ) -> State:
     if error is not None:
-        # The run itself reports what is wrong with it: this is about its process.
-        reason = f"its process ended {RETRIES + 1} times: {str(error).strip().splitlines()[-1]}"
-        return dataclasses.replace(
-            state_of(table.configs[name], table.root / name), status="failed", reason=reason
-        )
+        reason = f"given up after {RETRIES + 1} attempts: {' '.join(str(error).split())}"
+        state = state_of(table.configs[name], table.root / name)
+        return dataclasses.replace(state, status="failed", reason=reason)
     if not result or "status" not in result:  # the sweep stopped before its turn
         return state_of(table.configs[name], table.root / name)
     return State(result["status"], result["step"], result["reason"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +15,11 @@ from fastsn.gan.jsonl import read_rows
 from fastsn.gan.run_dir import RunBusyError, RunDir, RunDirError
 from fastsn.gan.train import Diverged, Stopped, train
 
-__all__ = ["SETTLED", "State", "attempt", "state_of"]
+__all__ = ["SETTLED", "State", "attempt", "failure", "state_of"]
 
 #: What another attempt would not change: a run diverges at the same step every time.
 SETTLED = ("finished", "diverged")
-#: What is said of these is enough; of others the traceback helps.
+#: What a run may end with that is no fault of the program.
 EXPLAINED = (Stopped, ConfigError, DataError, RunDirError, CheckpointError, OSError)
 
 
@@ -62,8 +60,7 @@ def state_of(config: Config, path: Path) -> State:
 def attempt(config: Config, path: Path, stop: threading.Event, *, show: bool) -> State:
     """Trains a run until its end, or until ``stop`` is set, unless that would change nothing.
 
-    Raises:
-        Nothing that is wrong with the run: that is what the state is for.
+    What is wrong with the run is told by the state; what else goes wrong is raised.
     """
     before = state_of(config, path)
     if before.status in SETTLED or stop.is_set():
@@ -72,11 +69,13 @@ def attempt(config: Config, path: Path, stop: threading.Event, *, show: bool) ->
         train(config, path, show=show, stop=stop)
     except RunBusyError as error:
         return dataclasses.replace(before, status="busy", reason=str(error))
-    except Exception as error:
-        reason = str(error)
-        if not isinstance(error, EXPLAINED):
-            reason = f"{type(error).__name__}: {error}"
-            traceback.print_exc(file=sys.stderr)
-        status = "diverged" if isinstance(error, Diverged) else "failed"
-        return dataclasses.replace(state_of(config, path), status=status, reason=reason)
+    except EXPLAINED as error:
+        return failure(config, path, error)
     return state_of(config, path)
+
+
+def failure(config: Config, path: Path, error: Exception) -> State:
+    """The state of a run that ended so."""
+    status = "diverged" if isinstance(error, Diverged) else "failed"
+    reason = str(error) if isinstance(error, EXPLAINED) else f"{type(error).__name__}: {error}"
+    return dataclasses.replace(state_of(config, path), status=status, reason=reason)

@@ -71,10 +71,9 @@ def cluster(address: str, gpus: float, cpus: float) -> Iterator[Launch]:
             options |= {"_temp_dir": folder}
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"ray: expected a Ray cluster at {address!r}, got: {error}"
-            ) from error
+        except Exception as error:  # of many kinds, Exception itself among them
+            ray.shutdown()
+            raise ConfigError(f"ray: expected a cluster at {address!r}, got: {error}") from error
         try:
             _check_room(address, gpus, cpus)
             yield functools.partial(_launch, gpus=gpus, cpus=cpus, storage=folder)

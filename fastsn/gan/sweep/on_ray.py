@@ -218,7 +218,8 @@ class _Desk(tune.Callback, tune.Stopper):
         self._note(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._note(trial, RuntimeError(trial.error_file and "see Ray's logs"))
+        error = trial.get_pickled_error() or trial.get_error()
+        self._note(trial, error or RuntimeError("its process died"))
 
     def _note(self, trial: Any, error: Exception | None) -> None:
         name = trial.config["task"]["name"]

@@ -71,10 +71,9 @@ def cluster(address: str, gpus: float, cpus: float) -> Iterator[Launch]:
             options |= {"_temp_dir": folder}
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"ray: expected a Ray cluster at {address!r}, got: {error}"
-            ) from error
+        except Exception as error:  # of many kinds, Exception itself among them
+            ray.shutdown()
+            raise ConfigError(f"ray: expected a cluster at {address!r}, got: {error}") from error
         try:
             _check_room(address, gpus, cpus)
             yield functools.partial(_launch, gpus=gpus, cpus=cpus, storage=folder)
@@ -219,7 +218,8 @@ class _Desk(tune.Callback, tune.Stopper):
         self._note(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._note(trial, RuntimeError(trial.error_file and "see Ray's logs"))
+        error = trial.get_pickled_error() or trial.get_error()
+        self._note(trial, error or RuntimeError("its process died"))
 
     def _note(self, trial: Any, error: Exception | None) -> None:
         name = trial.config["task"]["name"]

@@ -82,6 +82,9 @@ tests cuda 150 "not slow"
 tests triton 120 "not slow"
 compgen -G "$scratch/*.xml" >/dev/null || stop "no tests were done in time: no record is written"
 record
+tests cuda 60 soak
+tests triton 60 soak
+record
 
 gpu=$(basename "$(ls -t "$out"/gpu-tests/*.json | head -n 1)" .json)
 for workload in cnn resnet; do
@@ -117,8 +120,8 @@ else
     echo "left out: a training step needs the packages of fastsn[gan]"
 fi
 
-tests cuda 90 slow
-tests triton 60 slow
+tests cuda 90 "slow and not soak"
+tests triton 60 "slow and not soak"
 record
 
 if command -v compute-sanitizer >/dev/null 2>&1; then

@@ -98,16 +98,16 @@ def figure_of(result: dict[str, Any], plot: Plot) -> Figure:
     workloads = [w for w in WORKLOADS if any(key[0] == w for key in lengths)]
     contenders = [c for c in COLORS if any(key[2] == c for key in lengths)]
     rows = len(workloads) * (len(contenders) + 1)
-    figure = Figure(figsize=(9.5, 1.7 + 0.21 * rows), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.5 + 0.11 * len(contenders) + 0.21 * rows), layout="constrained")
     panels = figure.subplots(1, len(MODES_DRAWN), sharey=True, sharex=True)
     for axes, mode in zip(panels, MODES_DRAWN, strict=True):
         own = {(w, c): value for (w, m, c), value in lengths.items() if m == mode}
         _panel(axes, plot, mode, own, workloads, contenders)
     panels[0].set_xlim(0, 1.14 * max(*lengths.values(), 1))
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(rows - 1.4, -0.6)  # from the top down
     figure.suptitle(f"{plot.title}\n{device_name(result)}", fontsize=11)
     handles = [Patch(color=COLORS[c], label=_label(c)) for c in contenders]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -133,10 +133,13 @@ def _conv_norms(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _cell(entry: dict[str, Any] | None, method: str) -> str:
     if entry is None:
         return ""
+    info = entry["extra_info"]
     text = f"{_three_digits(entry['stats']['median'] * 1e3)} ms"
-    ratios = entry["extra_info"].get("times_faster_than", {})
-    ratio = ratios.get(BASELINES.get(method, ""))
-    return f"{text} ({ratio:.{int(ratio < 10)}f}x)" if ratio else text
+    if ratio := info.get("times_faster_than", {}).get(BASELINES.get(method, "")):
+        text += f" ({ratio:.{int(ratio < 10)}f}x)"
+    if "device_us" in info:
+        text += f"; GPU {_three_digits(info['device_us'])} us, launches: {info['launches']}"
+    return text
 
 
 def _three_digits(number: float) -> str:

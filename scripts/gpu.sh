@@ -103,6 +103,12 @@ for workload in cnn resnet; do
     done
 done
 
+# the other sizes: many weights, one that no GPU keeps on chip, and norms of convolutions
+step "benchmarks of cuda, other sizes"
+FASTSN_BACKEND=cuda within 80 "$python" -m pytest benchmarks/test_speed.py \
+    benchmarks/test_conv_speed.py -q --device cuda -k "deep or one-4096x9216 or conv_norm" \
+    -m "not slow" -p no:cacheprovider --benchmark-json="$out/$gpu-cuda-others.json" || status=1
+
 # what torch.compile makes of torch's SN and of plain BSN: minutes of compiling, so few of them
 step "benchmarks of torch.compile"
 within 80 "$python" -m pytest benchmarks/test_speed.py -q --device cuda -m slow \

@@ -21,6 +21,7 @@ from models import equal, images, norms, originals, small_cnn, vectors
 from torch import Tensor, nn
 
 import fastsn
+from benchmarks.timing import device_work
 from fastsn.backend import explain
 
 pytestmark = pytest.mark.gpu
@@ -138,17 +139,6 @@ def test_grouped_and_ungrouped_give_the_same_bits(backend: str) -> None:
 
 
 # Launches, streams and devices
-
-
-def device_work(run: Callable[[], object]) -> list[str]:
-    """Names of the kernels, copies and fills that a call makes the GPU do."""
-    run()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run()
-        torch.cuda.synchronize()
-    on_gpu = torch.autograd.DeviceType.CUDA
-    return [event.name for event in profile.events() if event.device_type == on_gpu]
 
 
 @pytest.mark.parametrize("layers", [1, 8, 19, 175])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
@@ -122,8 +123,17 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version_of("triton"),
         "fastsn": fastsn.__version__,
     }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The README's benchmark tables, from benchmarks/results/*.json: ``python -m benchmarks.report``.
+"""The README's benchmark tables and plots, from benchmarks/results/*.json.
 
-Writes them between two markers. ``--check`` only compares, and exits 1 where the README differs;
-``--figure`` draws the times of training (needs matplotlib).
+``python -m benchmarks.report`` writes the tables between two markers, and the plots in docs/images.
+``--check`` only compares the tables, and exits 1 where the README differs.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plots
 from benchmarks.peers import CONTENDERS, MODES
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 #: What each method's ratio in brackets is taken against.
@@ -31,24 +33,45 @@ EXPLANATION = (
 )
 
 
-def tables(results: Sequence[dict[str, Any]]) -> str:
+def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Benchmark results by the name of their file; other files hold training steps."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: result for name, result in found.items() if "benchmarks" in result}
+
+
+def drawn(results: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str, Path]]:
+    """(result file, plot, image) of every plot that the results have numbers for."""
+    for name, result in results.items():
+        for kind, plot in plots.PLOTS.items():
+            if plots.bars(result, plot):
+                yield name, kind, IMAGES / f"bench-{name}-{kind}.svg"
+
+
+def tables(results: Mapping[str, dict[str, Any]]) -> str:
     """Markdown of all results."""
     if not results:
         return "No results are recorded yet."
-    return "\n\n".join([EXPLANATION, *(block for r in results for block in _result(r))])
+    blocks = [EXPLANATION]
+    for name, result in results.items():
+        pictures = [
+            f"![{plots.PLOTS[kind].title}]({path.relative_to(ROOT).as_posix()})"
+            for _, kind, path in drawn({name: result})
+        ]
+        blocks += _result(result, pictures)
+    return "\n\n".join(blocks)
 
 
-def _result(result: dict[str, Any]) -> Iterator[str]:
+def _result(result: dict[str, Any], pictures: Sequence[str]) -> Iterator[str]:
     machine, commit = result["machine_info"], result["commit_info"]
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     version = str(commit.get("id", "unknown"))[:12] + (" + changes" if commit.get("dirty") else "")
     others = result.get("others_cpu_share")
-    yield f"### {where}"
+    yield f"### {plots.device_name(result)}"
     yield (
         f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}, fastsn "
         f"{machine['fastsn']}, commit {version}, {result['datetime'][:10]}."
         + (f" Other processes used {others:.0%} of the CPU time." if others else "")
     )
+    yield from pictures
     for workload in WORKLOADS:
         entries = [b for b in result["benchmarks"] if b["extra_info"]["workload"] == workload]
         if entries:
@@ -110,10 +133,13 @@ def _conv_norms(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _cell(entry: dict[str, Any] | None, method: str) -> str:
     if entry is None:
         return ""
+    info = entry["extra_info"]
     text = f"{_three_digits(entry['stats']['median'] * 1e3)} ms"
-    ratios = entry["extra_info"].get("times_faster_than", {})
-    ratio = ratios.get(BASELINES.get(method, ""))
-    return f"{text} ({ratio:.{int(ratio < 10)}f}x)" if ratio else text
+    if ratio := info.get("times_faster_than", {}).get(BASELINES.get(method, "")):
+        text += f" ({ratio:.{int(ratio < 10)}f}x)"
+    if "device_us" in info:
+        text += f"; GPU {_three_digits(info['device_us'])} us, launches: {info['launches']}"
+    return text
 
 
 def _three_digits(number: float) -> str:
@@ -140,36 +166,6 @@ def updated(readme: str, block: str) -> str:
     return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
 
 
-def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bars of the training times of the first result file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = ["torch", "fastsn", "plain-bsn", "fastsn-bsn"]
-    labels = ["torch, SN", "fastsn, SN", "plain PyTorch, BSN", "fastsn, BSN"]
-    colors = ["#b0b0b0", "#2166ac", "#b0b0b0", "#2166ac"]
-    figure, axes = pyplot.subplots(
-        1, len(WORKLOADS), figsize=(9, 2.2), layout="constrained", sharey=True
-    )
-    for axis, (workload, described) in zip(axes, WORKLOADS.items(), strict=True):
-        times = {
-            entry["extra_info"]["contender"]: entry["stats"]["median"] * 1e3
-            for entry in results[0]["benchmarks"]
-            if entry["extra_info"]["workload"] == workload
-            and entry["extra_info"]["mode"] == "forward_backward"
-        }
-        bars = axis.barh(labels, [times[name] for name in names], color=colors)
-        axis.bar_label(bars, fmt=_three_digits, padding=3)
-        axis.margins(x=0.15)
-        axis.set_title(described.title, fontsize=9)
-        axis.set_xlabel(f"ms per {MODES['forward_backward'].title}")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
 def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
@@ -177,10 +173,8 @@ def main() -> int:
         "--check", action="store_true", help="write nothing; exit 1 on a difference"
     )
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--figure", type=Path, help="an image file to draw, .svg or .png")
     options = parser.parse_args()
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    results = [result for result in found if "benchmarks" in result]  # others: training steps
+    results = read_results()
     if not options.readme.exists():
         parser.error(f"expected a README at {options.readme}, got none")
     old = options.readme.read_text(encoding="utf-8")
@@ -194,8 +188,8 @@ def main() -> int:
         return int(old != new)
     if old != new:
         options.readme.write_text(new, encoding="utf-8")
-    if options.figure is not None:
-        draw(results, options.figure)
+    for name, kind, path in drawn(results):
+        plots.draw(results[name], kind, path)
     return 0
 
 

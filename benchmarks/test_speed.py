@@ -16,7 +16,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.peers import CONTENDERS, MODES, Result, check, make_run
-from benchmarks.timing import device_seconds, seconds_of, synchronize
+from benchmarks.timing import device_seconds, device_work, seconds_of, synchronize
 from benchmarks.workloads import WORKLOADS, Case
 from fastsn.backend import select_backend
 
@@ -65,9 +65,10 @@ def test_speed(
     run = make_run(name, case, mode)
     error = check(name, case, mode, run())
     others = {
-        other: _peer(other, case, mode)
+        other: _peer(other, case, other_mode)
         for other in AGAINST[contender.method]
-        if benchmark.enabled and other != name and mode in CONTENDERS[other].modes
+        for other_mode in ["forward" if other == "copy" else mode]  # a copy of the weights
+        if benchmark.enabled and other != name and other_mode in CONTENDERS[other].modes
     }
     times: dict[str, list[float]] = {other: [] for other in others}
 
@@ -102,11 +103,19 @@ def test_speed(
     benchmark.extra_info["gb_per_s"] = round(n_bytes / median / 1e9, 2)
     medians = {other: statistics.median(values) for other, values in times.items()}
     benchmark.extra_info["times_faster_than"] = {
-        other: round(seconds / median, 3) for other, seconds in medians.items()
+        other: round(seconds / median, 3)
+        for other, seconds in medians.items()
+        if mode in CONTENDERS[other].modes
     }
+    if "copy" in medians:
+        copied = MODES["forward"].passes * case.n_bytes / medians["copy"]
+        benchmark.extra_info["share_of_copy"] = round(n_bytes / median / copied, 3)
     if case.device.type == "cuda":
-        on_device = [device_seconds(run, case.device) for _ in range(rounds)]
-        benchmark.extra_info["device_us"] = round(statistics.median(on_device) * 1e6, 2)
+        benchmark.extra_info.update(
+            device_us=_device_us(run, case.device, rounds),
+            empty_launch_us=_device_us(_empty_launch, case.device, rounds),
+            launches=len(device_work(run)),
+        )
 
 
 @lru_cache(maxsize=4)
@@ -121,6 +130,17 @@ def _finish(run: Callable[[], Result], device: torch.device) -> None:
     """One call, until its results are there and freed again."""
     run()
     synchronize(device)
+
+
+def _device_us(run: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median microseconds on the device's clock."""
+    times = [device_seconds(run, device) for _ in range(rounds)]
+    return round(statistics.median(times) * 1e6, 2)
+
+
+def _empty_launch() -> None:
+    """A kernel that does nothing: what any launch costs at least."""
+    torch.cuda._sleep(0)
 
 
 def _backend(name: str, device: torch.device) -> str:

@@ -19,6 +19,7 @@ import torch
 __all__ = [
     "cpu_model",
     "device_seconds",
+    "device_work",
     "keep_freed_memory",
     "others_share",
     "seconds_of",
@@ -73,6 +74,17 @@ def device_seconds(run: Run, device: torch.device) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) * 1e-3
+
+
+def device_work(run: Run) -> list[str]:
+    """Names of the kernels, copies and fills that a call makes the GPU do, after one unseen."""
+    run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    on_gpu = torch.autograd.DeviceType.CUDA
+    return [event.name for event in profile.events() if event.device_type == on_gpu]
 
 
 def side_by_side(

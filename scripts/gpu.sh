@@ -82,6 +82,9 @@ tests cuda 150 "not slow"
 tests triton 120 "not slow"
 compgen -G "$scratch/*.xml" >/dev/null || stop "no tests were done in time: no record is written"
 record
+tests cuda 60 soak
+tests triton 60 soak
+record
 
 gpu=$(basename "$(ls -t "$out"/gpu-tests/*.json | head -n 1)" .json)
 for workload in cnn resnet; do
@@ -100,6 +103,12 @@ for workload in cnn resnet; do
     done
 done
 
+# the other sizes: many weights, one that no GPU keeps on chip, and norms of convolutions
+step "benchmarks of cuda, other sizes"
+FASTSN_BACKEND=cuda within 80 "$python" -m pytest benchmarks/test_speed.py \
+    benchmarks/test_conv_speed.py -q --device cuda -k "deep or one-4096x9216 or conv_norm" \
+    -m "not slow" -p no:cacheprovider --benchmark-json="$out/$gpu-cuda-others.json" || status=1
+
 # what torch.compile makes of torch's SN and of plain BSN: minutes of compiling, so few of them
 step "benchmarks of torch.compile"
 within 80 "$python" -m pytest benchmarks/test_speed.py -q --device cuda -m slow \
@@ -117,8 +126,8 @@ else
     echo "left out: a training step needs the packages of fastsn[gan]"
 fi
 
-tests cuda 90 slow
-tests triton 60 slow
+tests cuda 90 "slow and not soak"
+tests triton 60 "slow and not soak"
 record
 
 if command -v compute-sanitizer >/dev/null 2>&1; then

@@ -160,17 +160,21 @@ def test_neither_group_nor_device_changes_a_bit(host: Host) -> None:
     assert_same_bits(joined, results)
 
 
-@pytest.mark.parametrize("layers", [1, 32, 33, 175])
-def test_launches_take_32_weights_each(host: Host, layers: int) -> None:
-    group = make_group([Case((2 + i % 5, 3)) for i in range(layers)], torch.float32)
+SMALL_CASES = [Case((2, 3)), Case((3, 4, 2), BSN), Case((5, 2), SN_V_FIRST), Case((300, 3))]
+
+
+@pytest.mark.parametrize(("layers", "launches"), [(1, 1), (32, 1), (175, 1), (256, 2)])
+def test_one_launch_serves_255_weights(host: Host, layers: int, launches: int) -> None:
+    cases = [SMALL_CASES[i % len(SMALL_CASES)] for i in range(layers)]
+    group = make_group(cases, torch.float32)
     before = host.launches()
     results = host.forward(*group, None, 1, EPS, None)
-    assert host.launches() - before == (layers + 31) // 32
+    assert host.launches() - before == launches
     expected = reference.forward(*group.double(), None, 1, EPS, None)
     rest = (group.dims, group.kinds, group.scales, None, torch.float32)
     grads = [torch.randn(weight.shape) for weight in group.weights]
     gradients = host.backward(grads, None, *results, *rest)
-    assert host.launches() - before == 2 * ((layers + 31) // 32)
+    assert host.launches() - before == 2 * launches
     wanted = reference.backward(grads, None, *results, *rest)
     for got, want in zip(flat([*results, *gradients]), flat([*expected, *wanted]), strict=True):
         torch.testing.assert_close(got.double(), want.double(), rtol=1e-5, atol=1e-5)

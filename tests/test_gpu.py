@@ -21,13 +21,14 @@ from models import equal, images, norms, originals, small_cnn, vectors
 from torch import Tensor, nn
 
 import fastsn
+from benchmarks.timing import device_work
 from fastsn.backend import explain
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = torch.device("cuda")
 UPDATES = ["forward", "step"]
-REPLAYS = 10_000
+REPLAYS, CHECKS = 1_000_000, 10
 
 
 @pytest.fixture(params=["cuda", "triton"], autouse=True)
@@ -140,18 +141,7 @@ def test_grouped_and_ungrouped_give_the_same_bits(backend: str) -> None:
 # Launches, streams and devices
 
 
-def device_work(run: Callable[[], object]) -> list[str]:
-    """Names of the kernels, copies and fills that a call makes the GPU do."""
-    run()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run()
-        torch.cuda.synchronize()
-    on_gpu = torch.autograd.DeviceType.CUDA
-    return [event.name for event in profile.events() if event.device_type == on_gpu]
-
-
-@pytest.mark.parametrize("layers", [1, 8, 19, 32])
+@pytest.mark.parametrize("layers", [1, 8, 19, 175])
 def test_number_of_launches(backend: str, layers: int) -> None:
     weights = [torch.randn(8 + i, 16, 3, 3) for i in range(layers)]
     pairs = [random_pairs(weight, 0, oracle.BSN) for weight in weights]
@@ -253,21 +243,67 @@ def test_captured_step_computes_with_the_weights_of_its_replay(update: str) -> N
     assert_near(model(x), twin(x), 1e-4)
 
 
-def test_ten_thousand_replays_converge() -> None:
-    """The vectors end at the singular vectors, to the last bits, and stay there."""
-    model, x = make_model("sn"), images()
-    graph, _ = capture(lambda: training_step(model, x))
-    for _ in range(REPLAYS):
-        graph.replay()
-    before = vectors(model)
-    graph.replay()
-    for a, b in zip(before, vectors(model), strict=True):
-        assert_near(a, b, 1e-6)
-    model.eval()
-    for norm, weight in zip(norms(model), originals(model), strict=True):
-        matrix = weight.detach().double().movedim(norm.dim, 0).flatten(1)
-        sigma = torch.linalg.matrix_norm(matrix, 2)
-        assert_near(norm(weight), weight / sigma, 1e-5)
+class Weights(nn.Module):
+    """A model's layers without the model: forward reads all weights, for a group to normalize."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layer for layer in model if hasattr(layer, "weight"))
+
+    def forward(self) -> list[Tensor]:
+        return [layer.weight for layer in self.layers]
+
+
+def normalizing_step(weights: Weights, grads: list[Tensor]) -> list[Tensor]:
+    """Normalized weights, then gradients."""
+    weights_sn = weights()
+    return [*weights_sn, *torch.autograd.grad(weights_sn, originals(weights), grads)]
+
+
+def soak(
+    replay: Callable[[], object],
+    replays: int,
+    weights: Weights,
+    results: list[Tensor],
+    grads: list[Tensor],
+) -> None:
+    """Replays a captured step, and on the way looks whether anything drifts.
+
+    Every tenth of the replays has new weights, and ends with the sigma of an SVD, vectors of length
+    one, and in one more replay the bits of an eager step layer by layer.
+    """
+    alone = Weights(small_cnn())
+    for layer in alone.layers:
+        fastsn.spectral_norm(layer, bidirectional=layer.weight.ndim > 2)
+    for tenth in range(CHECKS):
+        change_weights(weights)
+        for _ in range(replays // CHECKS):
+            replay()
+        alone.load_state_dict(weights.state_dict())
+        expected = normalizing_step(alone, grads)
+        replay()
+        assert equal(vectors(weights), vectors(alone)), f"vectors, check {tenth}"
+        for ours, theirs in zip(results, expected, strict=True):
+            assert ours.isfinite().all() and same_bits(ours, theirs), f"check {tenth}"
+        for vector in vectors(weights):
+            assert_near(vector.norm(), 1.0, 1e-5, f"length of a vector, check {tenth}")
+        for norm, weight, ours in zip(norms(weights), originals(weights), results, strict=False):
+            wide = weight.detach().double()
+            dims = (norm.dim, 1 - norm.dim)[: len(norm.views)]
+            unfolded = [wide.movedim(d, 0).flatten(1) for d in dims]
+            sigma = sum(torch.linalg.matrix_norm(matrix, 2) for matrix in unfolded) / len(dims)
+            assert_near(ours, wide / sigma, 1e-5, f"normalized weight, check {tenth}")
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_a_million_replays_do_not_drift() -> None:
+    torch.manual_seed(0)
+    weights = Weights(small_cnn())
+    fastsn.apply(weights, "bsn")
+    grads = [torch.randn_like(weight) for weight in originals(weights)]
+    graph, results = capture(lambda: normalizing_step(weights, grads))
+    soak(graph.replay, REPLAYS, weights, results, grads)
 
 
 # Around the op

@@ -5,9 +5,9 @@
 
 namespace fastsn {
 
-template <typename T>
+template <typename T, int kMost>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>)
-    backward_kernel(const __grid_constant__ BackwardTable table) {
+    backward_kernel(const __grid_constant__ BackwardTableOf<kMost> table) {
   backward<T>(table);
 }
 
@@ -17,7 +17,11 @@ static_assert(kFixed<double> + kRing * kSlotBytes <= 99 * 1024, "fits every GPU 
 
 template <typename T>
 void launch_backward_as(BackwardTable& table, int device, void* stream) {
-  launch_cooperative<T, BackwardTable>(backward_kernel<T>, kFixed<T>, table, device, stream);
+  if (table.problems <= kFewProblems) {
+    launch_cooperative<T>(backward_kernel<T, kFewProblems>, kFixed<T>, table, device, stream);
+  } else {
+    launch_cooperative<T>(backward_kernel<T, kManyProblems>, kFixed<T>, table, device, stream);
+  }
 }
 
 void launch_backward(BackwardTable& table, int32_t dtype, int device, void* stream) {

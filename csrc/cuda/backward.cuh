@@ -26,8 +26,8 @@ struct alignas(16) BackwardShared {
 };
 
 // A tile's part of c.
-template <typename T, typename A>
-FASTSN_DEVICE void multiply(const BackwardTable& table, const Tile& tile, const T* slot,
+template <typename T, typename A, int kMost>
+FASTSN_DEVICE void multiply(const BackwardTableOf<kMost>& table, const Tile& tile, const T* slot,
                             BackwardShared<A>& shared) {
   const BackwardProblem& weight = table.problem[tile.problem];
   const T* weight_sn = static_cast<const T*>(weight.weight_sn);
@@ -49,19 +49,18 @@ FASTSN_DEVICE void multiply(const BackwardTable& table, const Tile& tile, const 
   double total[1] = {product};
   block_sum(total, shared.warps);
   if (thread_index() == 0) {
-    static_cast<double*>(table.products)[weight.box.first_tile + tile.index] = total[0];
+    static_cast<double*>(table.products)[weight.first_tile + tile.index] = total[0];
   }
 }
 
 // Fills the factors of one weight, and writes its grad_scale if asked. One warp must call it.
-template <typename A>
-FASTSN_DEVICE void find_factors(const BackwardTable& table, const Tile& tile, bool write,
+template <typename A, int kMost>
+FASTSN_DEVICE void find_factors(const BackwardTableOf<kMost>& table, const Tile& tile, bool write,
                                 BackwardShared<A>& shared) {
   const int index = table.first_problem + tile.problem;
   double c[1];
-  sum_records(
-      static_cast<const double*>(table.products) + table.problem[tile.problem].box.first_tile,
-      tile.tiles, c);
+  sum_records(static_cast<const double*>(table.products) + table.problem[tile.problem].first_tile,
+              tile.tiles, c);
   if (thread_index() != 0) return;
   const double sigma = static_cast<const A*>(table.sigmas)[index];
   const double scale = load_scale(table, tile.problem);
@@ -78,21 +77,25 @@ FASTSN_DEVICE void find_factors(const BackwardTable& table, const Tile& tile, bo
 }
 
 // Gathers the slices of vectors that a tile meets.
-template <typename A>
-FASTSN_DEVICE void stage(const BackwardTable& table, const Tile& tile, BackwardShared<A>& shared) {
+template <typename A, int kMost>
+FASTSN_DEVICE void stage(const BackwardTableOf<kMost>& table, const Tile& tile,
+                         BackwardShared<A>& shared) {
   const BackwardProblem& weight = table.problem[tile.problem];
-  const A* vectors = static_cast<const A*>(table.vectors);
-  const A* view_stats = static_cast<const A*>(table.view_stats) + 2 * weight.first_view;
+  const A* vectors = static_cast<const A*>(table.vectors) + table.first_entry;
+  const A* view_stats =
+      static_cast<const A*>(table.view_stats) + 2 * (table.first_view + weight.first_view);
 #pragma unroll 1
   for (int j = 0; j < weight.views; ++j) {
     const Part& part = tile.part[j];
-    const ViewPlan& plan = weight.view[j];
+    const A* u = vectors + part.vector[kRows].place;
+    const A* v = vectors + part.vector[kCols].place;
+    const int cols = part.vector[kCols].length;
     const A alpha = view_stats[2 * j + 1];
     for (int r = thread_index(); r < part.rows; r += kThreads) {
-      shared.u[j][r] = alpha * vectors[plan.place[kRows] + part.first_row + r];
+      shared.u[j][r] = alpha * u[part.first_row + r];
     }
     for (int m = thread_index(); m < part.cols; m += kThreads) {
-      shared.v[j][m] = vectors[plan.place[kCols] + torch_index(plan, kCols, part.column(m))];
+      shared.v[j][m] = v[torch_index(weight.split[j], kCols, cols, part.column(m))];
     }
   }
 }
@@ -122,12 +125,12 @@ FASTSN_DEVICE void subtract_product(const Part& part, const A* u, const A* v, A 
   }
 }
 
-template <typename T>
-FASTSN_DEVICE void backward(const BackwardTable& table) {
+template <typename T, int kMost>
+FASTSN_DEVICE void backward(const BackwardTableOf<kMost>& table) {
   using A = accumulate_t<T>;
   auto& shared = *reinterpret_cast<BackwardShared<A>*>(shared_memory());
   T* slots = reinterpret_cast<T*>(shared_memory() + sizeof(BackwardShared<A>));
-  TileWalk<T, BackwardTable> walk(table, shared.walk, slots);
+  TileWalk<T, BackwardTableOf<kMost>> walk(table, shared.walk, slots);
 #pragma unroll 1
   for (;;) {
     const bool last = walk.begin() == 1;

@@ -71,8 +71,8 @@ inline Capacity measure_capacity(const void* kernel, int wanted, int fixed_bytes
 template <typename T>
 constexpr int kBlocksPerProcessor = sizeof(T) == 8 ? 1 : 2;
 
-template <typename T, typename Table>
-Capacity capacity(void (*kernel)(Table), int fixed_bytes, int device) {
+template <typename T, typename Parameter>
+Capacity capacity(void (*kernel)(Parameter), int fixed_bytes, int device) {
   static std::mutex mutex;
   static std::map<int, Capacity> known;  // this kernel's, by device
   const std::lock_guard<std::mutex> lock(mutex);
@@ -83,8 +83,9 @@ Capacity capacity(void (*kernel)(Table), int fixed_bytes, int device) {
   return known.emplace(device, own).first->second;
 }
 
-template <typename T, typename Table>
-void launch_cooperative(void (*kernel)(Table), int fixed_bytes, Table& table, int device,
+// The kernel's parameter is the beginning of the table, as far as its problems go.
+template <typename T, typename Parameter, typename Table>
+void launch_cooperative(void (*kernel)(Parameter), int fixed_bytes, Table& table, int device,
                         void* stream) {
   // torch's guard has done so in torch's CUDA runtime, but this module has its own
   check(cudaSetDevice(device), "cudaSetDevice");

@@ -19,41 +19,41 @@ namespace fastsn {
 
 // Gathers what a tile is multiplied with: its slice of v for s = M v (side kRows), of u for
 // t = M^T u (kCols). The first multiplication of a launch takes the given v.
-template <typename A>
-FASTSN_DEVICE void stage(const ForwardTable& table, const Tile& tile, int side, bool first,
+template <typename A, int kMost>
+FASTSN_DEVICE void stage(const ForwardTableOf<kMost>& table, const Tile& tile, int side, bool first,
                          ForwardShared<A>& shared) {
   const ForwardProblem& weight = table.problem[tile.problem];
   const int other = 1 - side;
 #pragma unroll 1
   for (int j = 0; j < weight.views; ++j) {
-    const ForwardView& view = weight.view[j];
     const Part& part = tile.part[j];
-    const A* sums = in_workspace<A>(table, view.sums[other]);
+    const A* sums = sums_of<A>(table, part.vector[other]);
     const int entries = other == kCols ? part.cols : part.rows;
     for (int m = thread_index(); m < entries; m += kThreads) {
       const int index = other == kCols ? part.column(m) : part.first_row + m;
-      shared.x[j][m] = first ? load_as<A>(view.given[kCols].data, view.given[kCols].dtype,
-                                          torch_index(view, kCols, index))
-                             : sums[index] / shared.divisor[j][other];
+      shared.x[j][m] =
+          first ? load_as<A>(weight.given[j][kCols], weight.given_dtype[j][kCols],
+                             torch_index(weight.split[j], kCols, part.vector[kCols].length, index))
+                : sums[index] / shared.divisor[j][other];
     }
   }
 }
 
-template <typename T, typename A>
-FASTSN_DEVICE void multiply(const ForwardTable& table, const Tile& tile, const T* slot, int side,
-                            ForwardShared<A>& shared) {
+template <typename T, typename A, int kMost>
+FASTSN_DEVICE void multiply(const ForwardTableOf<kMost>& table, const Tile& tile, const T* slot,
+                            int side, ForwardShared<A>& shared) {
   const ForwardProblem& weight = table.problem[tile.problem];
 #pragma unroll 1
   for (int j = 0; j < weight.views; ++j) {
-    const ForwardView& view = weight.view[j];
     const Part& part = tile.part[j];
-    A* parts = in_workspace<A>(table, view.parts[side]);
+    const int length = part.vector[side].length;
+    A* parts = parts_of<A>(table, weight, part.vector[side]);
     if (side == kRows) {
-      parts += static_cast<int64_t>(part.col_tile) * view.length[kRows] + part.first_row;
+      parts += static_cast<int64_t>(part.col_tile) * length + part.first_row;
       multiply_rows(part, slot, shared.x[j], shared.partial[j],
                     [&](int row, A total) { parts[row] = total; });
     } else {
-      parts += static_cast<int64_t>(part.row_tile) * view.length[kCols];
+      parts += static_cast<int64_t>(part.row_tile) * length;
       multiply_cols(part, slot, shared.x[j], shared.partial[j],
                     [&](int m, A total) { parts[part.column(m)] = total; });
     }
@@ -61,25 +61,33 @@ FASTSN_DEVICE void multiply(const ForwardTable& table, const Tile& tile, const T
 }
 
 // Adds up the part sums. An evaluation has none for the columns: it only measures the given v.
-template <typename A>
-FASTSN_DEVICE void sum_parts(const ForwardTable& table, int side, ForwardShared<A>& shared) {
+template <typename A, int kMost>
+FASTSN_DEVICE void sum_parts(const ForwardTableOf<kMost>& table, int side,
+                             ForwardShared<A>& shared) {
   for (int chunk = block_index(); chunk < table.chunks[side]; chunk += block_count()) {
     const int problem =
         find_last(table.problems, chunk, [&](int i) { return table.problem[i].first_chunk[side]; });
     const ForwardProblem& weight = table.problem[problem];
     int own = chunk - weight.first_chunk[side];
-    const int before = chunks_of(weight.view[0].length[side]);
-    const int second = own >= before ? 1 : 0;
-    own -= second * before;
-    const ForwardView& view = weight.view[second];
-    const int length = view.length[side];
-    const int tiles = side == kCols && table.iterations == 0 ? 0 : view.tiles[side];
+    Vector own_vectors[2];
+    next_vectors(weight, 0, own_vectors);
+    const int before =
+        chunks_of(side == kRows ? own_vectors[kRows].length : own_vectors[kCols].length);
+    const int view = own >= before ? 1 : 0;
+    if (view == 1) {
+      own -= before;
+      next_vectors(weight, 1, own_vectors);
+    }
+    Vector vector = own_vectors[kRows];  // not indexed by side: that would need a stack
+    if (side == kCols) vector = own_vectors[kCols];
+    const int length = vector.length;
+    const int tiles = side == kCols && table.iterations == 0 ? 0 : vector.tiles;
 
     const int i = thread_index() % kChunk;
     const int index = own * kChunk + i;
     A part = 0;
     if (index < length) {
-      const A* parts = in_workspace<A>(table, view.parts[side]) + index;
+      const A* parts = parts_of<A>(table, weight, vector) + index;
 #pragma unroll 8
       for (int tile = thread_index() / kChunk; tile < tiles; tile += kSplit) {
         part += parts[static_cast<int64_t>(tile) * length];
@@ -93,9 +101,10 @@ FASTSN_DEVICE void sum_parts(const ForwardTable& table, int side, ForwardShared<
       A total = part;
 #pragma unroll
       for (int k = 1; k < kSplit; ++k) total += partial[k * kChunk + i];
-      in_workspace<A>(table, view.sums[side])[index] = total;
-      const GivenVector& given = view.given[side];
-      const double old = load_as<double>(given.data, given.dtype, torch_index(view, side, index));
+      sums_of<A>(table, vector)[index] = total;
+      const int place = torch_index(weight.split[view], side, length, index);
+      const double old =
+          load_as<double>(weight.given[view][side], weight.given_dtype[view][side], place);
       const double wide = total;
       stats[kSquares] = wide * wide;
       stats[kGivenSquares] = old * old;
@@ -103,19 +112,19 @@ FASTSN_DEVICE void sum_parts(const ForwardTable& table, int side, ForwardShared<
     }
     block_sum(stats, shared.warps);
     if (thread_index() == 0) {
-      double* out = in_workspace<double>(table, view.stats[side]) + own * kChunkStats;
+      double* out = stats_of(table, side, chunk);
 #pragma unroll
       for (int k = 0; k < kChunkStats; ++k) out[k] = stats[k];
     }
   }
 }
 
-template <typename T>
-FASTSN_DEVICE void forward(const ForwardTable& table) {
+template <typename T, int kMost>
+FASTSN_DEVICE void forward(const ForwardTableOf<kMost>& table) {
   using A = accumulate_t<T>;
   auto& shared = *reinterpret_cast<ForwardShared<A>*>(shared_memory());
   T* slots = reinterpret_cast<T*>(shared_memory() + sizeof(ForwardShared<A>));
-  TileWalk<T, ForwardTable> walk(table, shared.walk, slots);
+  TileWalk<T, ForwardTableOf<kMost>> walk(table, shared.walk, slots);
   const bool evaluation = table.iterations == 0;
 #pragma unroll 1
   for (;;) {

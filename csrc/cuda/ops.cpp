@@ -82,7 +82,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
   const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, {"out_dtype"}) : settings.dtype;
   check_result_dtype("out_dtype", out, settings.dtype);
   const Device device(settings.device);
-  ForwardPlan plan(settings.dtype);
+  ForwardPlan plan(settings.dtype, weights.size());
   Tensors weights_sn;
   weights_sn.reserve(weights.size());
   size_t view = 0;
@@ -136,7 +136,7 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
   const DType grad = to_dtype(grad_dtype, {"grad_dtype"});
   check_result_dtype("grad_dtype", grad, settings.dtype);
   const Device device(settings.device);
-  BackwardPlan plan(settings.dtype);
+  BackwardPlan plan(settings.dtype, weights_sn.size());
   Tensors grad_weights;
   grad_weights.reserve(weights_sn.size());
   for (size_t i = 0; i < weights_sn.size(); ++i) {

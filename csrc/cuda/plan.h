@@ -34,16 +34,15 @@ inline int64_t even_part(int64_t size, int64_t most, int64_t unit) {
 // and some 32 rows of every unfolding, because each tile writes its part of every product.
 class Tiling {
  public:
-  Tiling(Box& box, int views, const int (&axes)[2], int64_t element_bytes)
-      : box_(box), views_(views), axes_(axes), budget_(kSlotBytes / element_bytes) {
+  Tiling(Problem& box, int64_t element_bytes) : box_(box), budget_(kSlotBytes / element_bytes) {
     for (int axis = 0; axis < 3; ++axis) box_.tile[axis] = 1;
     constexpr int64_t kRun = 128;
     constexpr int64_t kAll = INT32_MAX;
     grow(2, kRun);
-    if (views_ == 2 && axes_[0] + axes_[1] == 2) {  // rows along axes 0 and 2
+    if (box_.views == 2 && box_.axis[0] + box_.axis[1] == 2) {  // rows along axes 0 and 2
       grow(0, 32);
     } else {
-      grow(1, views_ == 2 ? 16 : 32);
+      grow(1, box_.views == 2 ? 16 : 32);
       if (box_.tile[2] == box_.size[2]) grow(1, kRun / box_.tile[2]);
     }
     grow(0, kAll);
@@ -56,14 +55,14 @@ class Tiling {
 
  private:
   void grow(int axis, int64_t target) {
-    const int32_t* tile = box_.tile;
+    const int16_t* tile = box_.tile;
     const int64_t volume = int64_t{tile[0]} * tile[1] * tile[2];
     int64_t most = std::min(target, budget_ / (volume / tile[axis]));
-    for (int j = 0; j < views_; ++j) {
+    for (int j = 0; j < box_.views; ++j) {
       // a view's part of a tile takes `rows` entries of one vector and `cols` of the other
-      const int64_t rows = tile[axes_[j]];
+      const int64_t rows = tile[box_.axis[j]];
       const int64_t cols = volume / rows;
-      most = std::min(most, axes_[j] == axis ? kTileVector : kTileVector / (cols / tile[axis]));
+      most = std::min(most, box_.axis[j] == axis ? kTileVector : kTileVector / (cols / tile[axis]));
     }
     // runs begin at multiples of 16 bytes where the shape allows it
     const bool whole_rows = tile[2] == box_.size[2];
@@ -71,22 +70,21 @@ class Tiling {
                          : axis == 1 && whole_rows ? 8 / std::gcd<int64_t>(8, tile[2])
                                                    : 1;
     const int64_t length = even_part(box_.size[axis], most, unit);
-    if (length > tile[axis]) box_.tile[axis] = static_cast<int32_t>(length);
+    if (length > tile[axis]) box_.tile[axis] = static_cast<int16_t>(length);
   }
 
-  Box& box_;
-  const int views_;
-  const int (&axes_)[2];
+  Problem& box_;
   const int64_t budget_;
 };
 
-// The box of a weight, and its views on it. False where it is empty or has 2^31 elements or more.
-inline bool plan_box(const Views& views, int64_t dim, int64_t kind, int64_t element_bytes, Box& box,
-                     ViewPlan (&plans)[2]) {
+// Fills in the box of a weight, its tiles and its views. False where it is empty or has 2^31
+// elements or more.
+inline bool plan_box(const Views& views, int64_t dim, int64_t kind, int64_t element_bytes,
+                     Problem& problem) {
   const View& first = views.view[0];
   const int64_t elements = first.rows * first.cols();
   if (elements == 0 || elements > INT32_MAX) return false;
-  int axes[2] = {1, 1};
+  int8_t axes[2] = {1, 1};
   int64_t size[3] = {first.outer, first.rows, first.inner};
   if (kind == kBSN) {
     // dimension 0 is the slowest in memory; dimension 1 follows it, or comes last (channels_last)
@@ -99,25 +97,34 @@ inline bool plan_box(const Views& views, int64_t dim, int64_t kind, int64_t elem
     axes[dim == 0 ? 0 : 1] = 0;
     axes[dim == 0 ? 1 : 0] = follows ? 1 : 2;
   }
-  for (int axis = 0; axis < 3; ++axis) box.size[axis] = static_cast<int32_t>(size[axis]);
+  for (int axis = 0; axis < 3; ++axis) problem.size[axis] = static_cast<int32_t>(size[axis]);
+  problem.views = static_cast<int8_t>(views.count);
+  problem.v_first = kind == kSNVFirst;
   for (int j = 0; j < views.count; ++j) {
-    const View& view = views.view[j];
-    plans[j] = ViewPlan{axes[j],
-                        static_cast<int32_t>(view.split),
-                        {static_cast<int32_t>(view.rows), static_cast<int32_t>(view.cols())},
-                        {0, 0}};
+    problem.axis[j] = axes[j];
+    problem.split[j] = static_cast<int32_t>(views.view[j].split);
   }
-  Tiling(box, views.count, axes, element_bytes);
+  Tiling(problem, element_bytes);
   return true;
 }
 
-inline int32_t tile_count(const Box& box) { return box.grid[0] * box.grid[1] * box.grid[2]; }
+inline int64_t tile_count(const Problem& box) {
+  return int64_t{box.grid[0]} * box.grid[1] * box.grid[2];
+}
 
-// What both directions have in common: weights one by one, in tables of kMaxProblems.
+// A vector in torch's order, written to only by an op that stores the new ones.
+struct GivenVector {
+  void* data;
+  int32_t dtype;
+};
+
+// What both directions have in common: weights one by one, in tables of kManyProblems.
 template <typename Table>
 class Plan {
  public:
-  explicit Plan(int32_t dtype) : dtype_(dtype) {}
+  Plan(int32_t dtype, size_t weights) : dtype_(dtype) {
+    tables_.reserve(ceil_div(weights, kManyProblems));
+  }
 
   std::vector<Table>& tables() { return tables_; }
   int32_t dtype() const { return dtype_; }
@@ -125,42 +132,54 @@ class Plan {
   int64_t vector_entries() const { return vector_entries_; }  // length of `vectors`
 
  protected:
-  // Adds a weight with its box and views, or returns null if plan_box does not take it.
-  auto* add_problem(const Views& views, int64_t dim, int64_t kind, const void* data, double scale,
-                    ViewPlan (&plans)[2]) {
-    Box box;
-    using Problem = std::remove_reference_t<decltype(Table::problem[0])>;
-    if (!plan_box(views, dim, kind, element_size(dtype_), box, plans)) {
-      return static_cast<Problem*>(nullptr);
+  // Adds a weight, or returns null if plan_box does not take it. A table takes up to kManyProblems,
+  // and what 32 bits can count.
+  auto* add_problem(const Views& views, int64_t dim, int64_t kind, const void* data, double scale) {
+    std::remove_reference_t<decltype(Table::problem[0])> problem = {};
+    if (!plan_box(views, dim, kind, element_size(dtype_), problem)) {
+      return static_cast<decltype(&problem)>(nullptr);
     }
-    if (tables_.empty() || tables_.back().problems == kMaxProblems) {
-      tables_.emplace_back();
-      tables_.back().first_problem = problems_;
+    problem.data = data;
+    problem.scale = scale;
+    const int64_t tiles = tile_count(problem);
+    int64_t entries = 0;
+    int64_t parts = 0;  // in units of kPartsUnit, as tile.cuh finds them
+    for (int j = 0; j < views.count; ++j) {
+      const int64_t along_rows = problem.grid[problem.axis[j]];
+      entries += views.view[j].rows + views.view[j].cols();
+      parts += ceil_div(tiles / along_rows * views.view[j].rows, kPartsUnit) +
+               ceil_div(along_rows * views.view[j].cols(), kPartsUnit);
+    }
+    const auto fits = [&](const Table& table) {
+      return table.problems < kManyProblems && table.tiles + tiles <= INT32_MAX &&
+             vector_entries_ - table.first_entry + entries <= INT32_MAX &&
+             parts_ + parts <= INT32_MAX;
+    };
+    if (tables_.empty() || !fits(tables_.back())) {
+      Table& table = tables_.emplace_back();
+      table.first_problem = problems_;
+      table.first_view = views_;
+      table.first_entry = vector_entries_;
+      parts_ = 0;
     }
     Table& table = tables_.back();
-    Problem& problem = table.problem[table.problems++];
-    ++problems_;
-    box.data = data;
-    box.first_tile = table.tiles;
-    table.tiles += tile_count(box);
-    problem.box = box;
-    problem.scale = scale;
-    problem.views = views.count;
-    problem.first_view = views_;
-    views_ += views.count;
-    for (int j = 0; j < views.count; ++j) {
-      // rows and columns of kSNVFirst are those of M^T, so that its u is what torch calls v
-      ViewPlan& plan = plans[j];
-      const bool swapped = kind == kSNVFirst;
-      plan.place[kRows] = vector_entries_ + (swapped ? plan.length[kCols] : 0);
-      plan.place[kCols] = vector_entries_ + (swapped ? 0 : plan.length[kRows]);
-      vector_entries_ += int64_t{plan.length[kRows]} + plan.length[kCols];
+    problem.first_tile = table.tiles;
+    problem.first_view = static_cast<int16_t>(views_ - table.first_view);
+    problem.place = static_cast<int32_t>(vector_entries_ - table.first_entry);
+    if constexpr (std::is_same_v<Table, ForwardTable>) {
+      problem.first_part = static_cast<int32_t>(parts_);
     }
-    return &problem;
+    table.tiles += static_cast<int32_t>(tiles);
+    vector_entries_ += entries;
+    parts_ += parts;
+    views_ += views.count;
+    ++problems_;
+    return &(table.problem[table.problems++] = problem);
   }
 
   std::vector<Table> tables_;
   const int32_t dtype_;
+  int64_t parts_ = 0;  // of the last table, in units of kPartsUnit
 
  private:
   int32_t problems_ = 0;
@@ -175,32 +194,29 @@ class ForwardPlan : public Plan<ForwardTable> {
   // us and vs: one per view, as torch has them. False as plan_box.
   bool add(const Views& views, int64_t dim, int64_t kind, const void* weight, void* weight_sn,
            double scale, const GivenVector* us, const GivenVector* vs) {
-    ViewPlan plans[2];
-    ForwardProblem* problem = add_problem(views, dim, kind, weight, scale, plans);
+    ForwardProblem* problem = add_problem(views, dim, kind, weight, scale);
     if (problem == nullptr) return false;
     ForwardTable& table = tables_.back();
-    if (table.problems == 1) table_bytes_ = 0;
     problem->weight_sn = weight_sn;
-    problem->first_chunk[kRows] = table.chunks[kRows];
-    problem->first_chunk[kCols] = table.chunks[kCols];
     if (kind == kSNVFirst) std::swap(us, vs);
-    const int32_t tiles = tile_count(problem->box);
-    for (int j = 0; j < views.count; ++j) {
-      ForwardView& view = problem->view[j];
-      static_cast<ViewPlan&>(view) = plans[j];
-      view.given[kRows] = us[j];
-      view.given[kCols] = vs[j];
-      view.tiles[kCols] = problem->box.grid[view.axis];
-      view.tiles[kRows] = tiles / view.tiles[kCols];
-      for (int side : {kRows, kCols}) {
-        const int64_t sums = int64_t{view.length[side]} * (dtype() == kFloat64 ? 8 : 4);
-        const int64_t chunks = ceil_div(view.length[side], kChunk);
-        table.chunks[side] += static_cast<int32_t>(chunks);
-        view.parts[side] = take(view.tiles[side] * sums);
-        view.sums[side] = take(sums);
-        view.stats[side] = take(chunks * kChunkStats * sizeof(double));
+    for (int side : {kRows, kCols}) {
+      problem->first_chunk[side] = table.chunks[side];
+      for (int j = 0; j < views.count; ++j) {
+        const View& view = views.view[j];
+        const GivenVector& given = (side == kRows ? us : vs)[j];
+        problem->given[j][side] = given.data;
+        problem->given_dtype[j][side] = static_cast<int8_t>(given.dtype);
+        const int64_t length = side == kRows ? view.rows : view.cols();
+        table.chunks[side] += static_cast<int32_t>(ceil_div(length, kChunk));
       }
     }
+    const int64_t sum_bytes = dtype() == kFloat64 ? 8 : 4;
+    const int64_t chunks = int64_t{table.chunks[kRows]} + table.chunks[kCols];
+    const int64_t stats_bytes = chunks * kChunkStats * sizeof(double);
+    table.sums = ceil_div(stats_bytes, 16) * 16;
+    const int64_t entries = vector_entries() - table.first_entry;
+    table.parts = table.sums + ceil_div(entries * sum_bytes, 16) * 16;
+    workspace_bytes_ = std::max(workspace_bytes_, table.parts + parts_ * kPartsUnit * sum_bytes);
     return true;
   }
 
@@ -208,14 +224,6 @@ class ForwardPlan : public Plan<ForwardTable> {
   int64_t workspace_bytes() const { return workspace_bytes_; }
 
  private:
-  int64_t take(int64_t bytes) {
-    const int64_t place = table_bytes_;
-    table_bytes_ += ceil_div(bytes, 16) * 16;
-    workspace_bytes_ = std::max(workspace_bytes_, table_bytes_);
-    return place;
-  }
-
-  int64_t table_bytes_ = 0;
   int64_t workspace_bytes_ = 0;
 };
 
@@ -225,12 +233,10 @@ class BackwardPlan : public Plan<BackwardTable> {
 
   bool add(const Views& views, int64_t dim, int64_t kind, const void* grad, const void* weight_sn,
            void* grad_weight, double scale) {
-    BackwardProblem* problem;
-    ViewPlan plans[2];
-    if ((problem = add_problem(views, dim, kind, grad, scale, plans)) == nullptr) return false;
+    BackwardProblem* problem = add_problem(views, dim, kind, grad, scale);
+    if (problem == nullptr) return false;
     problem->weight_sn = weight_sn;
     problem->grad_weight = grad_weight;
-    std::copy(plans, plans + views.count, problem->view);
     return true;
   }
 

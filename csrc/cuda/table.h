@@ -3,7 +3,7 @@
 // What one launch is given: plain structs, passed by value as the kernel's parameter, so that a
 // call copies nothing to the device and can be captured in a CUDA graph.
 //
-// A weight is walked as a dense array of three dimensions, its Box. Every unfolding of it is then
+// A weight is walked as a dense array of three dimensions, its box. Every unfolding of it is then
 // an axis of the box: the rows run along that axis, the columns along the other two, in memory
 // order. Boxes are cut into tiles; a tile's place and size depend on the weight's shape and dtype
 // only, and so do all sums. Neither the number of blocks nor the other weights of a launch change
@@ -40,58 +40,57 @@ constexpr int kPartial = 2 * kThreads;
 constexpr int kSplit = 4;
 constexpr int kChunk = kThreads / kSplit;
 
-// Weights per launch: parameters are copied with every launch, used or not. A longer list takes
-// several launches, with the same results.
-constexpr int kMaxProblems = 32;
-
-struct Box {
-  const void* data;    // the weight; in backward, the gradient of weight_sn
-  int32_t size[3];     // slowest first
-  int32_t tile[3];     // size of a tile, except the last ones along an axis
-  int32_t grid[3];     // tiles along each axis
-  int32_t first_tile;  // among all tiles of the launch
-};
+// Weights per launch. A launch copies the whole of its parameter, used or not, and each kernel is
+// compiled for two sizes of it: few weights fill the 4 kB that every CUDA takes, many the 32,764
+// bytes it takes from 12.1 on. A list longer than that takes several launches, with the same
+// results.
+constexpr int kFewProblems = 31;
+constexpr int kManyProblems = 255;
 
 // Index of arrays that hold something for the rows, u and s = M v, and for the columns, v and t.
 enum Side : int32_t { kRows = 0, kCols = 1 };
 
-struct ViewPlan {
-  int32_t axis;       // of the box: where the rows run
-  int32_t split;      // as in View: what brings channels_last columns into torch's order
-  int32_t length[2];  // rows, cols
-  int64_t place[2];   // of u and v in `vectors`
-};
-
-struct GivenVector {
-  void* data;  // in torch's order; written to by ForwardTable::store_vectors alone
-  int32_t dtype;
+// A weight, as both directions have it. What follows from these by a few multiplications is found
+// where it is needed, in tile.cuh: the table is short of room.
+struct Problem {
+  const void* data;  // the weight; in backward, the gradient of weight_sn
+  double scale;
+  int32_t size[3];     // of the box, slowest first
+  int32_t grid[3];     // tiles along each axis
+  int32_t first_tile;  // among all tiles of the launch
+  int32_t split[2];    // per view, as in View: what brings channels_last columns into torch's order
+  int32_t place;       // of its first vector, among the entries of the launch
+  int16_t tile[3];     // size of a tile, except the last ones along an axis
+  int16_t first_view;  // among all views of the launch
+  int8_t axis[2];      // per view: of the box, where the rows run
+  int8_t views;
+  bool v_first;  // its v comes before its u
 };
 
 // What is kept of every chunk of s and t, so that norms need not be summed over vectors again.
 enum ChunkStat : int32_t { kSquares = 0, kGivenSquares = 1, kDotGiven = 2, kChunkStats = 3 };
 
-struct ForwardView : ViewPlan {
-  GivenVector given[2];  // u, v
-  int32_t tiles[2];      // how many tiles make part sums of each entry of s and t
-  // In the workspace, in bytes, for s and t. A is the dtype sums are made in.
-  int64_t parts[2];  // A [tiles][length]
-  int64_t sums[2];   // A [length]
-  int64_t stats[2];  // double [chunks][kChunkStats]
-};
+// The part sums of a vector begin at multiples of so many.
+constexpr int kPartsUnit = 4;
 
-struct ForwardProblem {
-  Box box;
+struct ForwardProblem : Problem {
   void* weight_sn;
-  double scale;
-  int32_t views;
-  int32_t first_view;      // in view_stats
+  // u and v per view, in torch's order; written to by ForwardCall::store_vectors alone
+  void* given[2][2];
   int32_t first_chunk[2];  // among all chunks of the launch, of rows and of columns
-  ForwardView view[2];
+  int32_t first_part;      // among the part sums of the launch, in units of kPartsUnit
+  int8_t given_dtype[2][2];
 };
 
-struct ForwardTable {
+// What all weights of a launch have in common. In the workspace, where A is the dtype sums are made
+// in and places are in bytes:
+//   stats  double [chunks of rows, then of columns][kChunkStats]
+//   sums   A [entries]: s and t, in memory order, each at the place of its u or v in `vectors`
+//   parts  A, per view [tiles][length] for s and then for t: how many tiles make part sums of each
+struct ForwardCall {
   int32_t problems;
   int32_t first_problem;  // of the call: the place in sigmas and scales
+  int32_t first_view;     // of the call: the place in view_stats
   int32_t tiles;
   int32_t kept;  // how many of its tiles a block keeps in shared memory
   int32_t chunks[2];
@@ -100,31 +99,36 @@ struct ForwardTable {
   int32_t scale_dtype;
   int32_t store_vectors;  // the new vectors go into the given ones, too
   double eps;
-  const void* scales;  // null: ForwardProblem::scale holds
+  const void* scales;  // null: Problem::scale holds
   void* workspace;
+  int64_t sums;
+  int64_t parts;
+  int64_t first_entry;  // of the call: the place in vectors
   void* sigmas;
   void* vectors;
   void* view_stats;
-  ForwardProblem problem[kMaxProblems];
 };
 
-struct BackwardProblem {
-  Box box;
+template <int kMost>
+struct ForwardTableOf : ForwardCall {
+  ForwardTableOf() : ForwardCall() {}  // the problems are left alone: most calls have few
+  ForwardProblem problem[kMost];
+};
+
+struct BackwardProblem : Problem {
   const void* weight_sn;
   void* grad_weight;
-  double scale;
-  int32_t views;
-  int32_t first_view;
-  ViewPlan view[2];
 };
 
-struct BackwardTable {
+struct BackwardCall {
   int32_t problems;
   int32_t first_problem;
+  int32_t first_view;
   int32_t tiles;
   int32_t kept;
   int32_t grad_dtype;
   int32_t scale_dtype;
+  int64_t first_entry;
   const void* scales;
   void* products;  // one double per tile of the launch
   const void* sigmas;
@@ -132,10 +136,19 @@ struct BackwardTable {
   const void* vectors;
   const void* view_stats;
   void* grad_scales;
-  BackwardProblem problem[kMaxProblems];
 };
 
-// The limit on parameters from CUDA 12.1 on.
-static_assert(sizeof(ForwardTable) <= 32764 && sizeof(BackwardTable) <= 32764);
+template <int kMost>
+struct BackwardTableOf : BackwardCall {
+  BackwardTableOf() : BackwardCall() {}
+  BackwardProblem problem[kMost];
+};
+
+// What the host fills. A kernel for few weights is given the beginning of it.
+using ForwardTable = ForwardTableOf<kManyProblems>;
+using BackwardTable = BackwardTableOf<kManyProblems>;
+
+static_assert(sizeof(ForwardTableOf<kFewProblems>) <= 4096 && sizeof(ForwardTable) <= 32764);
+static_assert(sizeof(BackwardTableOf<kFewProblems>) <= 4096 && sizeof(BackwardTable) <= 32764);
 
 }  // namespace fastsn

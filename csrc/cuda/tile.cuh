@@ -56,6 +56,38 @@ FASTSN_DEVICE int find_last(int count, int index, First first) {
   return low;
 }
 
+// A vector of an unfolding: u with s, or v with t.
+struct Vector {
+  int length;
+  int tiles;       // that make part sums of each entry
+  int place;       // among the entries of the launch
+  int first_part;  // of [tiles][length], among the part sums of its problem, in kPartsUnit
+};
+
+FASTSN_DEVICE int part_units(const Vector& vector) {
+  const int64_t parts = static_cast<int64_t>(vector.tiles) * vector.length;
+  return static_cast<int>((parts + kPartsUnit - 1) / kPartsUnit);
+}
+
+// Describes the vectors of view 0 of a problem, or from those, of view 1.
+FASTSN_DEVICE void next_vectors(const Problem& problem, int j, Vector (&vector)[2]) {
+  Vector& rows = vector[kRows];
+  Vector& cols = vector[kCols];
+  const int place = j == 0 ? problem.place : problem.place + rows.length + cols.length;
+  const int first_part = j == 0 ? 0 : cols.first_part + part_units(cols);
+  const int axis = problem.axis[j];
+  const int high = axis == 0 ? 1 : 0;
+  const int low = axis == 2 ? 1 : 2;
+  rows.length = problem.size[axis];
+  cols.length = problem.size[high] * problem.size[low];
+  rows.tiles = problem.grid[high] * problem.grid[low];
+  cols.tiles = problem.grid[axis];
+  rows.place = place + (problem.v_first ? cols.length : 0);
+  cols.place = place + (problem.v_first ? 0 : rows.length);
+  rows.first_part = first_part;
+  cols.first_part = first_part + part_units(rows);
+}
+
 // A tile as the part of one unfolding that it is: dense [outer, rows, inner] in shared memory,
 // where column m of the part is (m / inner, m % inner).
 struct Part {
@@ -70,6 +102,7 @@ struct Part {
   int low_begin;
   int low_size;
   int low_total;
+  Vector vector[2];
 
   // The unfolding's column, in memory order, of the part's column m.
   FASTSN_DEVICE int column(int m) const {
@@ -108,7 +141,7 @@ struct Tile {
   }
 };
 
-FASTSN_DEVICE void make_part(const Box& box, int axis, const Tile& tile, Part& part) {
+FASTSN_DEVICE void make_part(const Problem& box, int axis, const Tile& tile, Part& part) {
   const int high = axis == 0 ? 1 : 0;
   const int low = axis == 2 ? 1 : 2;
   part.rows = tile.size[axis];
@@ -128,9 +161,8 @@ FASTSN_DEVICE void make_part(const Box& box, int axis, const Tile& tile, Part& p
 template <typename Table>
 FASTSN_DEVICE void make_tile(const Table& table, int index, Tile& tile) {
   tile.problem =
-      find_last(table.problems, index, [&](int i) { return table.problem[i].box.first_tile; });
-  const auto& problem = table.problem[tile.problem];
-  const Box& box = problem.box;
+      find_last(table.problems, index, [&](int i) { return table.problem[i].first_tile; });
+  const Problem& box = table.problem[tile.problem];
   tile.index = index - box.first_tile;
   tile.tiles = box.grid[0] * box.grid[1] * box.grid[2];
   const int plane = tile.index / box.grid[2];
@@ -144,8 +176,14 @@ FASTSN_DEVICE void make_tile(const Table& table, int index, Tile& tile) {
     tile.size[axis] = left < box.tile[axis] ? left : box.tile[axis];
   }
 #pragma unroll 1
-  for (int j = 0; j < problem.views; ++j) {
-    make_part(box, problem.view[j].axis, tile, tile.part[j]);
+  for (int j = 0; j < box.views; ++j) {
+    make_part(box, box.axis[j], tile, tile.part[j]);
+    Part& part = tile.part[j];
+    if (j == 1) {
+      part.vector[kRows] = tile.part[0].vector[kRows];
+      part.vector[kCols] = tile.part[0].vector[kCols];
+    }
+    next_vectors(box, j, part.vector);
   }
   const int rows = tile.size[1];
   const int cols = tile.size[2];

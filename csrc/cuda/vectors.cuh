@@ -32,9 +32,9 @@ FASTSN_DEVICE double load_scale(const Table& table, int problem) {
 }
 
 // Where entry `index` of s or t, in memory order, is in torch's order of u or v.
-FASTSN_DEVICE int torch_index(const ViewPlan& plan, int side, int index) {
-  if (side == kRows || plan.split == 0) return index;
-  return index % plan.split * (plan.length[kCols] / plan.split) + index / plan.split;
+FASTSN_DEVICE int torch_index(int split, int side, int length, int index) {
+  if (side == kRows || split == 0) return index;
+  return index % split * (length / split) + index / split;
 }
 
 // max(length, eps), and NaN for NaN.

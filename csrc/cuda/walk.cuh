@@ -92,8 +92,7 @@ class TileWalk {
       describe(own / kTileBatch);
       if (walk_ == 0 || own >= table_.kept) {
         const Tile& next = described(own);
-        load_tile(next, static_cast<const T*>(table_.problem[next.problem].box.data),
-                  slot(position));
+        load_tile(next, static_cast<const T*>(table_.problem[next.problem].data), slot(position));
       }
     }
     copy_async_commit();

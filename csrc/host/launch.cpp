@@ -29,17 +29,20 @@ void run(Table& table, void (*kernel)(const Table&)) {
 }  // namespace
 
 void launch_forward(ForwardTable& table, int32_t dtype, int, void*) {
-  if (dtype == kFloat32) return run<ForwardShared, float>(table, forward<float>);
-  if (dtype == kFloat16) return run<ForwardShared, Float16>(table, forward<Float16>);
-  if (dtype == kBFloat16) return run<ForwardShared, BFloat16>(table, forward<BFloat16>);
-  run<ForwardShared, double>(table, forward<double>);
+  if (dtype == kFloat32) return run<ForwardShared, float>(table, forward<float, kManyProblems>);
+  if (dtype == kFloat16) return run<ForwardShared, Float16>(table, forward<Float16, kManyProblems>);
+  if (dtype == kBFloat16)
+    return run<ForwardShared, BFloat16>(table, forward<BFloat16, kManyProblems>);
+  run<ForwardShared, double>(table, forward<double, kManyProblems>);
 }
 
 void launch_backward(BackwardTable& table, int32_t dtype, int, void*) {
-  if (dtype == kFloat32) return run<BackwardShared, float>(table, backward<float>);
-  if (dtype == kFloat16) return run<BackwardShared, Float16>(table, backward<Float16>);
-  if (dtype == kBFloat16) return run<BackwardShared, BFloat16>(table, backward<BFloat16>);
-  run<BackwardShared, double>(table, backward<double>);
+  if (dtype == kFloat32) return run<BackwardShared, float>(table, backward<float, kManyProblems>);
+  if (dtype == kFloat16)
+    return run<BackwardShared, Float16>(table, backward<Float16, kManyProblems>);
+  if (dtype == kBFloat16)
+    return run<BackwardShared, BFloat16>(table, backward<BFloat16, kManyProblems>);
+  run<BackwardShared, double>(table, backward<double, kManyProblems>);
 }
 
 void check_device(int) {}

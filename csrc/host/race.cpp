@@ -45,8 +45,8 @@ std::vector<float> numbers(int64_t count) {
 }
 
 void run() {
-  ForwardPlan forward_plan(kFloat32);
-  BackwardPlan backward_plan(kFloat32);
+  ForwardPlan forward_plan(kFloat32, kWeights.size());
+  BackwardPlan backward_plan(kFloat32, kWeights.size());
   std::vector<std::vector<float>> memory;
   const auto keep = [&](std::vector<float> values) {
     memory.push_back(std::move(values));

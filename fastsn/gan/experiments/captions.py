@@ -89,8 +89,8 @@ def diverged(record: Record) -> bool:
     return any(event.get("reason") == "diverged" for event in record.events[-1:])
 
 
-def divergences(runs: Runs) -> list[str]:
-    """A note per arm with runs that diverged."""
+def divergences(runs: Runs, cross: bool = False) -> list[str]:
+    """A note per arm with runs that diverged, which a cross may mark."""
     notes = []
     for arm, records in runs.items():
         steps = sorted(record.events[-1]["step"] for record in records if diverged(record))
@@ -98,8 +98,9 @@ def divergences(runs: Runs) -> list[str]:
             at = f"iteration {steps[0]:,}"
             if steps[-1] != steps[0]:
                 at = f"iterations {steps[0]:,} to {steps[-1]:,}"
+            mark = " (cross)" if cross else ""
             part = f"{len(steps)} of {counted(len(records), 'run')}"
-            notes.append(f"{full_label(arm)}: {part} diverged (cross), at {at}.")
+            notes.append(f"{full_label(arm)}: {part} diverged{mark}, at {at}.")
     return notes
 
 

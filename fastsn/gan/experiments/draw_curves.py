@@ -52,7 +52,7 @@ def curves(plot: Curves, runs: Runs, sheet: Sheet) -> None:
         sheet.rows += [_row(arm.label, point) for point in points]
         for record in runs[arm]:
             _end(axes, record, values(record, plot.value), arm.label, index, sheet)
-    sheet.notes += divergences(runs)
+    sheet.notes += divergences(runs, cross=True)
     if not any(drawn.values()):
         sheet.notes.append(f"None of these runs has a value of {plot.value}.")
     elif below:
@@ -147,7 +147,7 @@ def _frame(plot: LayerCurves, runs: Runs, sheet: Sheet, panels: Sequence[Axes], 
         )
     if by and plot.bounds:
         sheet.notes.append("Dashed: the bounds of the layers.")
-    sheet.notes += divergences(runs)
+    sheet.notes += divergences(runs, cross=True)
 
 
 def _scale(axes: Axes, shown: Sequence[float], log: bool) -> bool:

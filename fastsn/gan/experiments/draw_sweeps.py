@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from fastsn.gan.experiments.canvas import Sheet, colour, legend
+from fastsn.gan.experiments.canvas import Sheet, colour, legend, mark_end
 from fastsn.gan.experiments.captions import (
     Runs,
     diverged,
@@ -79,7 +79,7 @@ def sweep(plot: Sweep, runs: Runs, sheet: Sheet) -> None:
     title = value_title(plot.value, next(iter(runs.values()))[0].config)
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(f"best {title}" if plot.pick == "best" else f"{title} at the end")
-    sheet.notes += divergences(runs)
+    sheet.notes += divergences(runs, cross=True)
     legend(axes)
 
 
@@ -160,6 +160,8 @@ def variance_scatter(plot: VarianceScatter, runs: Runs, sheet: Sheet) -> None:
                 continue
             text = arm.label if arm.x is None else f"{arm.x:g}"
             marks.append((variance[1], best[1], text, shown))
+            if diverged(record):
+                mark_end(axes, variance[1], best[1], names.index(arm.series))
             cells = {"label": text, "run": record.name, "step": best[0], "stderr": None}
             sheet.rows.append(row(arm.series, "point", 1, x=variance[1], mean=best[1], **cells))
     for index, name in enumerate(names):
@@ -172,4 +174,4 @@ def variance_scatter(plot: VarianceScatter, runs: Runs, sheet: Sheet) -> None:
     legend(axes)
     place_labels(axes, marks)
     sheet.notes.append("The numbers are the scales.")
-    sheet.notes += divergences(runs)
+    sheet.notes += divergences(runs, cross=True)

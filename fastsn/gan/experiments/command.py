@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsn.gan.config import Config, ConfigError, flatten
+from fastsn.gan.experiments.claims import table
+from fastsn.gan.experiments.evidence import Evidence
 from fastsn.gan.experiments.execute import Sources, Workers, execute, record_all
-from fastsn.gan.experiments.outputs import Results, around_block, draw_experiments, write_block
+from fastsn.gan.experiments.outputs import (
+    Results,
+    around_block,
+    draw_experiments,
+    recorded,
+    write_block,
+    write_text,
+)
 from fastsn.gan.experiments.page import page
 from fastsn.gan.experiments.registry import find, plan
 from fastsn.gan.experiments.registry import names as all_names
 from fastsn.gan.experiments.scales import SCALES
 from fastsn.gan.experiments.spec import Experiment
-from fastsn.gan.experiments.theory import TheoryCheck
-from fastsn.gan.experiments.theory_results import draw_checks, run_checks
+from fastsn.gan.experiments.theory import CHECKS, TheoryCheck
+from fastsn.gan.experiments.theory_results import draw_checks, run_checks, verdicts
 from fastsn.gan.presets import DATA_SETS
 
 if TYPE_CHECKING:
@@ -115,10 +124,11 @@ def experiment(options: Namespace) -> int:
         run_checks(checks, options.scale, records)
     done = draw_experiments(chosen, options.scale, records, out)
     done += draw_checks(checks, records, out)
-    if any(one.file for one in done):
-        page(out.path, out.path / "index.html")
+    evidence = Evidence(options.scale, recorded(records), verdicts(CHECKS.values(), records))
+    claims = write_text(out.tables / "claims.md", table(evidence) + "\n")
+    page(out.path, out.path / "index.html")
     if options.readme is not None:
-        write_block(Path(options.readme), options.scale, done)
+        write_block(Path(options.readme), options.scale, claims, done)
     _say("\n".join(one.line for one in done))
     if problems:
         sys.stderr.write("".join(f"not recorded: {line}\n" for line in problems))

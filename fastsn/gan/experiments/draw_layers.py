@@ -16,14 +16,12 @@ from fastsn.gan.experiments.captions import (
     value_title,
 )
 from fastsn.gan.experiments.picks import at_moment
-from fastsn.gan.experiments.records import Record, layer_values, value_of
+from fastsn.gan.experiments.ratios import NEAR, Ratio, near_diagonal, ratios_of
+from fastsn.gan.experiments.records import layer_values
 from fastsn.gan.experiments.spec import LayerBars, NormRatios
 from fastsn.gan.experiments.statistics import mean_of
 
 __all__ = ["layer_bars", "norm_ratios"]
-
-#: Points within this factor of the diagonal are counted.
-NEAR = 2.0
 
 
 def layer_bars(plot: LayerBars, runs: Runs, sheet: Sheet) -> None:
@@ -93,22 +91,25 @@ def norm_ratios(plot: NormRatios, runs: Runs, sheet: Sheet) -> None:
     titles = layer_titles(runs)
     (axes,) = sheet.panels(1, (5.2, 4.6))
     layers = list(dict.fromkeys(titles.values()))
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[Ratio]] = {}
     for arm, records in runs.items():
         for record in records:
-            for step, layer, x, y in _ratios(record, titles):
-                series = f"{layer} / {layers[0]}"
-                points.setdefault(series, []).append((x, y))
-                cells = {"stderr": None, "run": record.name, "arm": full_label(arm), "step": step}
-                sheet.rows.append(row(series, "point", 1, x=x, mean=y, **cells))
+            for ratio in ratios_of(record):
+                series = f"{titles[ratio.layer]} / {layers[0]}"
+                points.setdefault(series, []).append(ratio)
+                where = {"run": record.name, "arm": full_label(arm), "step": ratio.step}
+                cells = {"x": ratio.norms, "mean": ratio.gradients, "stderr": None, **where}
+                sheet.rows.append(row(series, "point", 1, **cells))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    every = [value for some in points.values() for point in some for value in point]
+    together = [ratio for some in points.values() for ratio in some]
+    every = [value for ratio in together for value in (ratio.norms, ratio.gradients)]
     low, high = (min(every) / 1.4, max(every) * 1.4) if every else (0.1, 10.0)
     for index, layer in enumerate(layer for layer in layers[1:]):
         series = f"{layer} / {layers[0]}"
         if series in points:
-            xs, ys = zip(*points[series], strict=True)
+            xs = [ratio.norms for ratio in points[series]]
+            ys = [ratio.gradients for ratio in points[series]]
             options: dict[str, Any] = {"s": 14, "alpha": 0.65, "linewidths": 0, "label": series}
             axes.scatter(xs, ys, color=colour(index), **options)
     axes.plot([low, high], [low, high], "--", color="#555555", linewidth=1, label="diagonal")
@@ -117,45 +118,10 @@ def norm_ratios(plot: NormRatios, runs: Runs, sheet: Sheet) -> None:
     axes.set_ylabel(r"$\Vert\nabla_{w_i} D\Vert_F\,/\,\Vert\nabla_{w_1} D\Vert_F$")
     legend(axes)
     if every:
-        shares = [f"{series} {_near(some):.0%}" for series, some in points.items()]
-        total = _near([point for some in points.values() for point in some])
+        shares = [f"{series} {near_diagonal(some):.0%}" for series, some in points.items()]
+        total = near_diagonal(together)
         sheet.notes.append(
             f"Within a factor of {NEAR:g} of the diagonal: {total:.0%} of "
             f"{len(every) // 2:,} points ({', '.join(shares)})."
         )
     sheet.notes += divergences(runs)
-
-
-def _near(points: list[tuple[float, float]]) -> float:
-    return sum(abs(math.log(y / x)) <= math.log(NEAR) for x, y in points) / len(points)
-
-
-def _ratios(record: Record, titles: dict[str, str]) -> list[tuple[int, str, float, float]]:
-    """``(step, layer, ||W_1|| / ||W_i||, |dD/dW_i| / |dD/dW_1|)`` where all four are positive."""
-    moments: dict[int, list[tuple[str, float, float]]] = {}
-    for cells in record.diagnostics:
-        gradient, norm = value_of(cells, "output_grad_norm"), _used_norm(cells)
-        if cells["layer"] in titles and gradient is not None and norm is not None:
-            moments.setdefault(cells["step"], []).append((titles[cells["layer"]], gradient, norm))
-    first = next(iter(titles.values()), "")
-    found = []
-    for step, layers in moments.items():
-        (name, gradient, norm), *others = layers
-        if name != first:
-            continue
-        for layer, its_gradient, its_norm in others:
-            parts = (gradient, norm, its_gradient, its_norm)
-            if all(math.isfinite(part) and part > 0 for part in parts):
-                found.append((step, layer, norm / its_norm, its_gradient / gradient))
-    return found
-
-
-def _used_norm(cells: dict[str, Any]) -> float | None:
-    """Norm of the linear map of a layer, with the weight that it uses: ``s / sigma`` times that of
-    the raw weight."""
-    raw = value_of(cells, "conv_norm")
-    raw = value_of(cells, "sigma_0") if raw is None else raw
-    sigma, scale = value_of(cells, "sigma"), value_of(cells, "scale")
-    if raw is None or scale is None:
-        return raw if cells.get("norm") == "none" else None
-    return raw * scale / sigma if sigma else None

@@ -111,6 +111,8 @@ def compare(larger: tuple[str, Mean], smaller: tuple[str, Mean], what: str) -> O
     error = math.hypot(first.stderr or 0.0, second.stderr or 0.0)
     difference = first.mean - second.mean
     text = f"{what}: {a} {shown(first)}, {b} {shown(second)}"
+    if first.n < 2 or second.n < 2:
+        return Outcome(UNTESTED, f"{text}: a standard error needs two runs")
     if difference > ERRORS * error:
         return Outcome(SUPPORTED, text)
     close = abs(difference) <= ERRORS * error

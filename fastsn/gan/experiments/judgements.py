@@ -25,7 +25,8 @@ from fastsn.gan.experiments.evidence import (
     over,
     shown,
 )
-from fastsn.gan.experiments.ratios import norm_ratios
+from fastsn.gan.experiments.ratios import NEAR, ratios_of
+from fastsn.gan.experiments.ratios import near_diagonal as share_near_diagonal
 from fastsn.gan.experiments.records import Record, layer_values, values
 from fastsn.gan.experiments.statistics import Mean
 
@@ -85,13 +86,11 @@ def near_diagonal(evidence: Evidence) -> Outcome:
         evidence.run("mnist_sn_conv", 0, norm__spread=0.5, norm__spread_seed=seed)
         for seed in range(1, 7)
     ]
-    points = [point for record in runs for point in norm_ratios(record)]
-    off = [abs(math.log(point.gradients / point.norms)) for point in points]
-    near = sum(value <= math.log(2) for value in off) / len(off)
-    median = math.exp(statistics.median(off))
+    points = [point for record in runs for point in ratios_of(record)]
+    near = share_near_diagonal(points)
     text = (
-        f"{near:.0%} of {len(points)} points of {len(runs)} random scalings lie within a factor 2 "
-        f"of the diagonal, half of them within {median:.3g}"
+        f"{near:.0%} of {len(points)} points of {len(runs)} random scalings lie within a factor "
+        f"{NEAR:g} of the diagonal"
     )
     return Outcome(SUPPORTED if near > 0.5 else NOT_SUPPORTED, text)
 

@@ -5,7 +5,7 @@
     OUT/SCALE/runs/      records
         SCALE/theory/    rows of the theory checks, NAME.jsonl
         SCALE/figures/   fig5.png, fig5.svg, and fig5.jsonl: the numbers drawn
-        SCALE/tables/    table1.md
+        SCALE/tables/    table1.md; claims.md: what the records say of the paper's claims
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "Results",
     "around_block",
     "draw_experiments",
+    "recorded",
     "write_block",
     "write_rows",
     "write_text",
@@ -95,7 +96,7 @@ def draw_experiments(
     Raises:
         RecordError: a record is damaged.
     """
-    records = _records(source.runs)
+    records = recorded(source)
     done = []
     for experiment in experiments:
         arms = tuple(arms_of(experiment, scale))
@@ -106,8 +107,13 @@ def draw_experiments(
     return done
 
 
-def _records(folder: Path) -> dict[str, Record]:
-    found = [read_record(path) for path in sorted(folder.glob("*.jsonl"))]
+def recorded(source: Results) -> dict[str, Record]:
+    """All records of a scale, by the name of the run.
+
+    Raises:
+        RecordError: a record is damaged.
+    """
+    found = [read_record(path) for path in sorted(source.runs.glob("*.jsonl"))]
     return {record.name: record for record in found}
 
 
@@ -173,25 +179,26 @@ def around_block(readme: Path) -> tuple[str, str]:
     return head, tail
 
 
-def write_block(readme: Path, scale: str, done: Iterable[Drawn]) -> None:
-    """Writes a list of the figures, and the tables, between the marks of a README.
+def write_block(readme: Path, scale: str, claims: Path, done: Iterable[Drawn]) -> None:
+    """Writes the claims, and a list of figures and tables, between the marks of a README.
 
     Raises:
         ConfigError: there is no such file, or it has no marks.
     """
     head, tail = around_block(readme)
-    drawn = [(one, one.file) for one in done if one.file is not None]
     lines = [
-        f"At the scale `{scale}`; each figure says its data, networks, iterations and seeds.",
+        claims.read_text(encoding="utf-8").strip(),
+        "",
+        f"All of it at the scale `{scale}`; each figure says its data, networks, iterations and "
+        "seeds.",
         "",
         "|  | shows | in the paper | runs |",
         "| --- | --- | --- | ---: |",
     ]
-    for one, file in drawn:
-        link = os.path.relpath(file, readme.parent)
-        lines.append(f"| [{one.name}]({link}) | {one.title} | {one.source} | {one.recorded} |")
-    for _, file in drawn:
-        if file.suffix == ".md":
-            lines += ["", file.read_text(encoding="utf-8").strip()]
+    for one in done:
+        if one.file is not None:
+            link = os.path.relpath(one.file, readme.parent)
+            runs = one.recorded or ""
+            lines.append(f"| [{one.name}]({link}) | {one.title} | {one.source} | {runs} |")
     block = "\n".join([BEGIN, "", *lines, "", END])
     write_text(readme, f"{head}{block}{tail}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastsn.gan.diagnostics import WHOLE
 from fastsn.gan.experiments.records import Record, value_of
 
-__all__ = ["Ratio", "norm_ratios"]
+__all__ = ["NEAR", "Ratio", "near_diagonal", "ratios_of"]
+
+#: A point within this factor of the diagonal is near it.
+NEAR = 2.0
 
 
 class Ratio(NamedTuple):
@@ -27,7 +31,7 @@ class Ratio(NamedTuple):
     gradients: float
 
 
-def norm_ratios(record: Record) -> list[Ratio]:
+def ratios_of(record: Record) -> list[Ratio]:
     """All layers but the first at all moments, where the four numbers are positive."""
     moments: dict[int, list[tuple[str, float, float]]] = {}
     for row in record.diagnostics:
@@ -51,3 +55,9 @@ def _used_norm(row: dict[str, Any]) -> float | None:
     if raw is None or scale is None:
         return raw if row.get("norm") == "none" else None
     return raw * scale / sigma if sigma else None
+
+
+def near_diagonal(ratios: Sequence[Ratio]) -> float:
+    """The share of points within a factor :data:`NEAR` of ``gradients = norms``."""
+    off = [abs(math.log(ratio.gradients / ratio.norms)) for ratio in ratios]
+    return sum(value <= math.log(NEAR) for value in off) / len(off)

@@ -10,7 +10,7 @@ from fastsn.gan.experiments.records import RecordError
 from fastsn.gan.experiments.theory import Row, TheoryCheck, Verdict
 from fastsn.gan.jsonl import read_rows
 
-__all__ = ["draw_checks", "run_checks"]
+__all__ = ["draw_checks", "run_checks", "verdicts"]
 
 
 def run_checks(checks: Iterable[TheoryCheck], scale: str, out: Results) -> None:
@@ -43,6 +43,16 @@ def draw_checks(checks: Iterable[TheoryCheck], source: Results, out: Results) ->
             write_text(file, _verdict(check, verdict))
         done.append(Drawn(check.name, check.title, check.source, 0, 0, file))
     return done
+
+
+def verdicts(checks: Iterable[TheoryCheck], source: Results) -> dict[str, Verdict]:
+    """The verdicts of the checks whose rows are kept, by where the paper states them."""
+    paths = {check: source.theory / f"{check.name}.jsonl" for check in checks}
+    return {
+        check.source: check.verdict(read_rows(path))
+        for check, path in paths.items()
+        if path.exists()
+    }
 
 
 def _verdict(check: TheoryCheck, verdict: Verdict) -> str:

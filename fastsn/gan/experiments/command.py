@@ -16,7 +16,7 @@ from fastsn.gan.experiments.outputs import (
     Results,
     around_block,
     draw_experiments,
-    recorded,
+    read_records,
     write_block,
     write_text,
 )
@@ -124,7 +124,7 @@ def experiment(options: Namespace) -> int:
         run_checks(checks, options.scale, records)
     done = draw_experiments(chosen, options.scale, records, out)
     done += draw_checks(checks, records, out)
-    evidence = Evidence(options.scale, recorded(records), verdicts(CHECKS.values(), records))
+    evidence = Evidence(options.scale, read_records(records), verdicts(CHECKS.values(), records))
     claims = write_text(out.tables / "claims.md", table(evidence) + "\n")
     page(out.path, out.path / "index.html")
     if options.readme is not None:

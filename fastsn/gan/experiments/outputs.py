@@ -29,7 +29,7 @@ __all__ = [
     "Results",
     "around_block",
     "draw_experiments",
-    "recorded",
+    "read_records",
     "write_block",
     "write_rows",
     "write_text",
@@ -96,7 +96,7 @@ def draw_experiments(
     Raises:
         RecordError: a record is damaged.
     """
-    records = recorded(source)
+    records = read_records(source)
     done = []
     for experiment in experiments:
         arms = tuple(arms_of(experiment, scale))
@@ -107,7 +107,7 @@ def draw_experiments(
     return done
 
 
-def recorded(source: Results) -> dict[str, Record]:
+def read_records(source: Results) -> dict[str, Record]:
     """All records of a scale, by the name of the run.
 
     Raises:

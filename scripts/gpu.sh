@@ -109,10 +109,12 @@ FASTSN_BACKEND=cuda within 80 "$python" -m pytest benchmarks/test_speed.py \
     benchmarks/test_conv_speed.py -q --device cuda -k "deep or one-4096x9216 or conv_norm" \
     -m "not slow" -p no:cacheprovider --benchmark-json="$out/$gpu-cuda-others.json" || status=1
 
-# what torch.compile makes of torch's SN and of plain BSN: minutes of compiling, so few of them
-step "benchmarks of torch.compile"
-within 80 "$python" -m pytest benchmarks/test_speed.py -q --device cuda -m slow \
-    -k "(cnn-forward-torch-graphs) or (resnet-forward_backward-torch-graphs)" -p no:cacheprovider \
+# what torch.compile makes of torch's SN: minutes of compiling, so few of them; and the promises,
+# some of which are about it
+step "benchmarks of torch.compile, promises"
+FASTSN_BACKEND=cuda within 120 "$python" -m pytest benchmarks/test_speed.py \
+    benchmarks/test_gpu_gates.py -q --device cuda -m slow -p no:cacheprovider \
+    -k "promises or (cnn-forward-torch-graphs) or (resnet-forward_backward-torch-graphs)" \
     --benchmark-json="$out/$gpu-compiled.json" || status=1
 
 # a training step without a norm, with torch's SN and with fastsn's, eager and as one CUDA graph

@@ -4,7 +4,7 @@
 #
 # Usage: scripts/gpu.sh [WHEEL]
 #   WHEEL   a wheel of this very version: its compiled modules are taken and nothing is built
-# Needs an NVIDIA GPU and, in one Python, a CUDA build of torch, numpy, pytest and pytest-benchmark;
+# Needs an NVIDIA GPU and, in one Python, a CUDA build of torch, Triton, numpy, pytest, pytest-benchmark;
 # without a WHEEL also nvcc, a C++ compiler, setuptools and ninja.
 #   PYTHON   that Python (default: .venv/bin/python if it is there, else python3)
 #   OUT      folder of the results (default benchmarks/results)
@@ -68,7 +68,7 @@ status=0
 # tests BACKEND MOST MARKS: the tests of one backend, for at most MOST seconds
 tests() {
     step "tests of $1 ($3)"
-    FASTSN_REQUIRE_BACKENDS=cuda within "$2" "$python" -m pytest tests/test_gpu.py -q \
+    FASTSN_REQUIRE_BACKENDS=$1 within "$2" "$python" -m pytest tests/test_gpu.py -q \
         -k "$1" -m "$3" --junitxml="$scratch/$1-$3.xml" -p no:cacheprovider || true
     [ -f "$scratch/$1-$3.xml" ] || {
         echo "not done in time"

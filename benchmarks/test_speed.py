@@ -16,7 +16,13 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.peers import CONTENDERS, MODES, Result, check, make_run
-from benchmarks.timing import device_seconds, device_work, seconds_of, synchronize
+from benchmarks.timing import (
+    device_seconds,
+    device_work,
+    empty_launch,
+    seconds_of,
+    synchronize,
+)
 from benchmarks.workloads import WORKLOADS, Case
 from fastsn.backend import select_backend
 
@@ -113,7 +119,7 @@ def test_speed(
     if case.device.type == "cuda":
         benchmark.extra_info.update(
             device_us=_device_us(run, case.device, rounds),
-            empty_launch_us=_device_us(_empty_launch, case.device, rounds),
+            empty_launch_us=_device_us(empty_launch, case.device, rounds),
             launches=len(device_work(run)),
         )
 
@@ -136,11 +142,6 @@ def _device_us(run: Callable[[], object], device: torch.device, rounds: int) -> 
     """Median microseconds on the device's clock."""
     times = [device_seconds(run, device) for _ in range(rounds)]
     return round(statistics.median(times) * 1e6, 2)
-
-
-def _empty_launch() -> None:
-    """A kernel that does nothing: what any launch costs at least."""
-    torch.cuda._sleep(0)
 
 
 def _backend(name: str, device: torch.device) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "cpu_model",
     "device_seconds",
     "device_work",
+    "empty_launch",
     "keep_freed_memory",
     "others_share",
     "seconds_of",
@@ -74,6 +75,11 @@ def device_seconds(run: Run, device: torch.device) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) * 1e-3
+
+
+def empty_launch() -> None:
+    """Enqueues a kernel that does nothing: what any launch costs a GPU at least."""
+    torch.cuda._sleep(0)
 
 
 def device_work(run: Run) -> list[str]:

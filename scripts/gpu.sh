@@ -4,7 +4,7 @@
 #
 # Usage: scripts/gpu.sh [WHEEL]
 #   WHEEL   a wheel of this very version: its compiled modules are taken and nothing is built
-# Needs an NVIDIA GPU and, in one Python, a CUDA build of torch, numpy, pytest and pytest-benchmark;
+# Needs an NVIDIA GPU and, in one Python, a CUDA build of torch, Triton, numpy, pytest, pytest-benchmark;
 # without a WHEEL also nvcc, a C++ compiler, setuptools and ninja.
 #   PYTHON   that Python (default: .venv/bin/python if it is there, else python3)
 #   OUT      folder of the results (default benchmarks/results)
@@ -68,7 +68,7 @@ status=0
 # tests BACKEND MOST MARKS: the tests of one backend, for at most MOST seconds
 tests() {
     step "tests of $1 ($3)"
-    FASTSN_REQUIRE_BACKENDS=cuda within "$2" "$python" -m pytest tests/test_gpu.py -q \
+    FASTSN_REQUIRE_BACKENDS=$1 within "$2" "$python" -m pytest tests/test_gpu.py -q \
         -k "$1" -m "$3" --junitxml="$scratch/$1-$3.xml" -p no:cacheprovider || true
     [ -f "$scratch/$1-$3.xml" ] || {
         echo "not done in time"
@@ -109,10 +109,12 @@ FASTSN_BACKEND=cuda within 80 "$python" -m pytest benchmarks/test_speed.py \
     benchmarks/test_conv_speed.py -q --device cuda -k "deep or one-4096x9216 or conv_norm" \
     -m "not slow" -p no:cacheprovider --benchmark-json="$out/$gpu-cuda-others.json" || status=1
 
-# what torch.compile makes of torch's SN and of plain BSN: minutes of compiling, so few of them
-step "benchmarks of torch.compile"
-within 80 "$python" -m pytest benchmarks/test_speed.py -q --device cuda -m slow \
-    -k "(cnn-forward-torch-graphs) or (resnet-forward_backward-torch-graphs)" -p no:cacheprovider \
+# what torch.compile makes of torch's SN: minutes of compiling, so few of them; and the promises,
+# some of which are about it
+step "benchmarks of torch.compile, promises"
+FASTSN_BACKEND=cuda within 120 "$python" -m pytest benchmarks/test_speed.py \
+    benchmarks/test_gpu_gates.py -q --device cuda -m slow -p no:cacheprovider \
+    -k "promises or (cnn-forward-torch-graphs) or (resnet-forward_backward-torch-graphs)" \
     --benchmark-json="$out/$gpu-compiled.json" || status=1
 
 # a training step without a norm, with torch's SN and with fastsn's, eager and as one CUDA graph

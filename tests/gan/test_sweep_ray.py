@@ -163,13 +163,8 @@ def test_sigterm_saves_and_a_killed_worker_is_replaced(
 def assert_same_run_after_rest(root: Path, wanted_root: Path, wanted: list[dict[str, Any]]) -> None:
     """One run that Ray left undone, finished without it: whoever trains, the numbers stay."""
     states = {row["run"]: row["status"] for row in table(root)}
-    # the part of a run, if SIGTERM has left one
-    job = min(
-        twelve(),
-        key=lambda job: (
-            ("stopped", "waiting").index(states[job.name]) if states[job.name] != "finished" else 2
-        ),
-    )
+    order = ("stopped", "waiting", "finished")
+    job = min(twelve(), key=lambda job: order.index(states[job.name]))
     (row,) = run_jobs([job], root, show=False)
     assert row["status"] == "finished"
     assert_same_run(root / job.name, wanted_root / job.name)

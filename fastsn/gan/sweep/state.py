@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastsn.gan import checkpoint
 from fastsn.gan.checkpoint import CheckpointError
@@ -48,7 +49,7 @@ def state_of(config: Config, path: Path) -> State:
         return State("failed", 0, str(error))
     saved = checkpoint.candidates(path / "checkpoints")
     step = saved[0][0] if saved else 0
-    last = events[-1] if events else {"event": "none"}
+    last: dict[str, Any] = events[-1] if events else {"event": "none"}
     if last["event"] == "stop":
         if last["reason"] == "finished" and last["step"] >= config.train.steps:
             return State("finished", last["step"])

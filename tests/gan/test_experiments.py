@@ -13,6 +13,7 @@ from tiny import events, run, tiny
 
 from fastsn.gan import cli
 from fastsn.gan.config import Config
+from fastsn.gan.experiments.claims import CLAIMS
 from fastsn.gan.experiments.execute import Sources
 from fastsn.gan.experiments.records import (
     RecordError,
@@ -289,7 +290,7 @@ def test_figures_say_that_the_images_are_others(smoke: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_readme_gets_the_list_and_the_tables(smoke: Path, tmp_path: Path) -> None:
+def test_a_readme_gets_the_claims_and_the_list(smoke: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     text = "before\n<!-- experiments:begin -->\nold\n<!-- experiments:end -->\nafter\n"
     readme.write_text(text, encoding="utf-8")
@@ -297,7 +298,8 @@ def test_a_readme_gets_the_list_and_the_tables(smoke: Path, tmp_path: Path) -> N
     assert cli.main(words) == 0
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "figures/fig4.png)" in text and "| SSN |" in text
+    assert "figures/fig4.png)" in text and "tables/table1.md)" in text
+    assert all(claim.statement in text for claim in CLAIMS)
     assert cli.main(words) == 0
     assert readme.read_text(encoding="utf-8") == text
 

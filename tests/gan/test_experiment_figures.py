@@ -113,7 +113,8 @@ def test_curves_are_means_with_standard_errors(tmp_path: Path) -> None:
     ]
     shown = text(tmp_path)
     assert ">SN (n = 3)<" in shown and ">without SN (n = 1)<" in shown
-    assert "Fashion-MNIST in place of CIFAR10, width 1/8, 1,500 iterations, 1 to 3 seeds" in shown
+    said = "Fashion-MNIST in place of CIFAR10, width 1/8, 1,500 iterations, learning rates x 2"
+    assert f"{said}, 1 to 3 seeds" in shown
     assert "classifier" in shown and "(not IS)" in shown  # never called an inception score
 
 

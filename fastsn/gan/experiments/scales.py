@@ -81,7 +81,7 @@ def runs_of(arm: Arm, scale: str) -> list[Config]:
 
 def setting(experiment: Experiment, scale: str) -> str:
     """What a figure's title says where it is not the paper's: other images, narrower networks,
-    shorter runs; "" at full scale."""
+    shorter runs, larger learning rates; "" at full scale."""
     if scale == "full":
         return ""
     said = []
@@ -89,5 +89,7 @@ def setting(experiment: Experiment, scale: str) -> str:
         paper, config = config_of(arm, "full", 0), config_of(arm, scale, 0)
         images = f"{NAMES[config.data.name]} in place of {NAMES[paper.data.name]}"
         length = f"{config.train.steps:,} iterations"
-        said.append(f"{images}, width {Fraction(config.model.width)}, {length}")
+        factor = config.optim.lr_d / paper.optim.lr_d
+        rates = "" if factor == 1 else f", learning rates x {factor:g}"
+        said.append(f"{images}, width {Fraction(config.model.width)}, {length}{rates}")
     return "; ".join(dict.fromkeys(said))

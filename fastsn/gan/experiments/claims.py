@@ -89,7 +89,7 @@ def table(evidence: Evidence) -> str:
 def _proved(verdict: Verdict) -> Outcome:
     """A theorem's verdict: no number of cases proves it, one disproves it."""
     # A bound that is 0 has no ratio: its checks take the smallest number that is not rounding.
-    worst = f"{verdict.worst:.4g} of the bound" if verdict.worst < 1e6 else "above a bound of 0"
+    worst = f"at {verdict.worst:.4g} of its bound" if verdict.worst < 1e6 else "above a bound of 0"
     text = f"{verdict.checked:,} random cases, the worst {worst}"
     if verdict.counterexample is not None:
         text += "; a counterexample is in the table of the check"

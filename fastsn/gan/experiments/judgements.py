@@ -55,6 +55,22 @@ def difference(
     return judge
 
 
+def all_of(*judges: Judge) -> Judge:
+    """The claim that is all of these."""
+    return lambda evidence: joined(*(judge(evidence) for judge in judges))
+
+
+NONE: Runs = ("no normalization", "cifar10_none", {})
+SN: Runs = ("SN", "cifar10_sn", {})
+BSN: Runs = ("BSN", "cifar10_bsn", {})
+STRICT: Runs = ("SN_Conv", "cifar10_sn_conv", {"norm__scale": 1.0})
+STRICT_SCALED: Runs = ("SN_Conv times 1.75", "cifar10_sn_conv", {})
+BSSN: Runs = ("BSSN times 1.4", "cifar10_bssn", {"norm__scale": 1.4})
+STABLE: Runs = ("stable", "cifar10_wgan_gp", {})
+EXPLODING: Runs = ("exploding", "cifar10_wgan_gp_explode", {})
+VANISHING: Runs = ("vanishing", "cifar10_wgan_gp_vanish", {})
+
+
 # Exploding gradients
 
 
@@ -95,49 +111,18 @@ def near_diagonal(evidence: Evidence) -> Outcome:
     return Outcome(SUPPORTED if near > 0.5 else NOT_SUPPORTED, text)
 
 
-def explosion(evidence: Evidence) -> Outcome:
-    """Appendix I, Figures 10 and 11."""
-    stable, wild = (evidence.runs(f"cifar10_{name}") for name in ("wgan_gp", "wgan_gp_explode"))
-    return joined(
-        compare(
-            ("exploding", over(wild, course, "grad_norm")),
-            ("stable", over(stable, course, "grad_norm")),
-            "gradient norm",
-        ),
-        compare(
-            ("stable", over(stable, last, "score")),
-            ("exploding", over(wild, last, "score")),
-            "last score",
-        ),
-    )
-
-
-def vanishing(evidence: Evidence) -> Outcome:
-    stable, dull = (evidence.runs(f"cifar10_{name}") for name in ("wgan_gp", "wgan_gp_vanish"))
-    return joined(
-        compare(
-            ("stable", over(stable, last, "grad_norm")),
-            ("vanishing", over(dull, last, "grad_norm")),
-            "last gradient norm",
-        ),
-        compare(
-            ("stable", over(stable, last, "score")),
-            ("vanishing", over(dull, last, "score")),
-            "last score",
-        ),
-    )
+#: Appendix I, Figures 10 and 11.
+explosion = all_of(
+    difference(EXPLODING, STABLE, course, "grad_norm", "gradient norm"),
+    difference(STABLE, EXPLODING, last, "score", "last score"),
+)
+vanishing = all_of(
+    difference(STABLE, VANISHING, last, "grad_norm", "last gradient norm"),
+    difference(STABLE, VANISHING, last, "score", "last score"),
+)
 
 
 # Vanishing gradients
-
-
-NONE: Runs = ("no normalization", "cifar10_none", {})
-SN: Runs = ("SN", "cifar10_sn", {})
-BSN: Runs = ("BSN", "cifar10_bsn", {})
-STRICT: Runs = ("SN_Conv", "cifar10_sn_conv", {"norm__scale": 1.0})
-STRICT_SCALED: Runs = ("SN_Conv times 1.75", "cifar10_sn_conv", {})
-SSN: Runs = ("SSN times 1.4", "cifar10_ssn", {"norm__scale": 1.4})
-BSSN: Runs = ("BSSN times 1.4", "cifar10_bssn", {"norm__scale": 1.4})
 
 
 def variance_bound(evidence: Evidence) -> Outcome:
@@ -171,21 +156,23 @@ def _fall(record: Record, name: str) -> float:
     return points[0][1] / points[-1][1]
 
 
-def unnormalized_drifts(evidence: Evidence) -> Outcome:
-    """Appendix L.2, Figures 16 to 18."""
-    none, sn = (evidence.runs(f"cifar10_{name}") for name in ("none", "sn"))
-    return joined(
-        compare(
-            ("without", over(none, _drift, "log_variance_product")),
-            ("with SN", over(sn, _drift, "log_variance_product")),
-            "growth of the log of the product of variances",
-        ),
-        compare(
-            ("without", over(none, _fall, "grad_norm")),
-            ("with SN", over(sn, _fall, "grad_norm")),
-            "fall of the gradient norm, as a factor",
-        ),
-    )
+#: Appendix L.2, Figures 16 to 18.
+unnormalized_drifts = all_of(
+    difference(
+        ("without", *NONE[1:]),
+        ("with SN", *SN[1:]),
+        _drift,
+        "log_variance_product",
+        "growth of the log of the product of variances",
+    ),
+    difference(
+        ("without", *NONE[1:]),
+        ("with SN", *SN[1:]),
+        _fall,
+        "grad_norm",
+        "fall of the gradient norm, as a factor",
+    ),
+)
 
 
 def conv_norm_is_larger(evidence: Evidence) -> Outcome:
@@ -280,14 +267,10 @@ def _has_valley(means: Sequence[Mean]) -> bool:
 
 def better(good: Runs, other: Runs) -> Judge:
     """Better best score and best distance, as in Table 1."""
-
-    def judge(evidence: Evidence) -> Outcome:
-        return joined(
-            difference(good, other, best, "score", "best score")(evidence),
-            difference(other, good, best, "distance", "best distance")(evidence),
-        )
-
-    return judge
+    return all_of(
+        difference(good, other, best, "score", "best score"),
+        difference(other, good, best, "distance", "best distance"),
+    )
 
 
 def scaling_helps(evidence: Evidence) -> Outcome:
@@ -301,16 +284,15 @@ def scaling_helps(evidence: Evidence) -> Outcome:
     )
 
 
-def slow_start(evidence: Evidence) -> Outcome:
-    """Appendices P to R: BSN is behind SN at first and before it at the end."""
+def _first(record: Record, name: str) -> float:
+    return values(record, name)[0][1]
 
-    def first(record: Record, name: str) -> float:
-        return values(record, name)[0][1]
 
-    return joined(
-        difference(SN, BSN, first, "score", "first score")(evidence),
-        difference(BSN, SN, last, "score", "last score")(evidence),
-    )
+#: Appendices P to R: BSN is behind SN at first and before it at the end.
+slow_start = all_of(
+    difference(SN, BSN, _first, "score", "first score"),
+    difference(BSN, SN, last, "score", "last score"),
+)
 
 
 def untested(why: str) -> Judge:

@@ -292,12 +292,12 @@ def test_figures_say_that_the_images_are_others(smoke: Path) -> None:
 @pytest.mark.slow
 def test_a_readme_gets_the_claims_and_the_list(smoke: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    text = "before\n<!-- experiments:begin -->\nold\n<!-- experiments:end -->\nafter\n"
+    text = "before\n<!-- experiments:begin -->\nwhat was here\n<!-- experiments:end -->\nafter\n"
     readme.write_text(text, encoding="utf-8")
     words = command(smoke, "draw", "fig4", "table1", f"--readme={readme}")
     assert cli.main(words) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "what was here" not in text
     assert "figures/fig4.png)" in text and "tables/table1.md)" in text
     assert all(claim.statement in text for claim in CLAIMS)
     assert cli.main(words) == 0

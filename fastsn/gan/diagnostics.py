@@ -112,21 +112,20 @@ def _output_gradients(discriminator: nn.Module, real: Tensor) -> dict[str, float
     plain = copy.deepcopy(discriminator).eval()
     if any(isinstance(module, (SpectralNorm, ConvSpectralNorm)) for module in plain.modules()):
         fold(plain)
-    names: dict[str, Tensor] = {}
-    for path, module in list(plain.named_modules()):
-        if parametrize.is_parametrized(module, "weight"):  # torch's own norm
-            parametrize.remove_parametrizations(module, "weight")
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim >= 2:
-            names[f"{path}.weight"] = weight.requires_grad_()
     norms = []
-    with torch.enable_grad():
+    # Torch's own norm stays: taking it off a copy takes it off the class that both share.
+    with parametrize.cached(), torch.enable_grad():
+        used = {
+            f"{path}.weight": module.weight.requires_grad_()
+            for path, module in plain.named_modules()
+            if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim >= 2
+        }
         for image in real.split(1):
-            gradients = torch.autograd.grad(plain(image).sum(), [*names.values()])
+            gradients = torch.autograd.grad(plain(image).sum(), [*used.values()])
             norms.append(torch.stack([gradient.float().norm() for gradient in gradients]))
     of_images = torch.stack(norms)
     means = of_images.mean(0).tolist()
     return {
-        **dict(zip(names, means, strict=True)),
+        **dict(zip(used, means, strict=True)),
         WHOLE: float(of_images.norm(dim=1).mean()),
     }

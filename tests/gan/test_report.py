@@ -19,10 +19,11 @@ from fastsn.gan.bench_step import CONTENDERS, BenchOptions, measure, table
 from fastsn.gan.data import load_images
 from fastsn.gan.diagnostics import diagnose
 from fastsn.gan.jsonl import read_rows
+from fastsn.gan.normalization import METHODS
 from fastsn.gan.report import report
 from fastsn.gan.rng import Rng
 from fastsn.gan.run_dir import RunDirError
-from fastsn.gan.sampling import generate, grid, interpolate, save_png, to_uint8
+from fastsn.gan.sampling import evaluating, generate, grid, interpolate, save_png, to_uint8
 from fastsn.gan.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -144,6 +145,25 @@ def test_diagnostics_are_those_of_the_layers() -> None:
             ahead, behind = (discriminator(image + s * direction) for s in (step, -step))
         norms.append(float((ahead - behind) / (2 * step)))
     assert whole["input_grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=2e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_diagnostics_leave_every_kind_of_discriminator_as_it_was(method: str) -> None:
+    trainer = Trainer(tiny(norm={"method": method}), load_images("fashion_mini", None), CPU)
+    trainer.iterate()
+    discriminator = trainer.nets.discriminator
+    real = trainer.images.sample(4, trainer.image_rng("diagnostics"))
+    with evaluating(discriminator):
+        scores = discriminator(real)
+    before = {name: value.clone() for name, value in discriminator.state_dict().items()}
+    needed = [parameter.requires_grad for parameter in discriminator.parameters()]
+    *layers, _ = diagnose(discriminator, real)
+    assert all(row["output_grad_norm"] > 0 for row in layers)
+    assert all(torch.equal(before[k], v) for k, v in discriminator.state_dict().items())
+    assert [parameter.requires_grad for parameter in discriminator.parameters()] == needed
+    with evaluating(discriminator):
+        assert torch.equal(discriminator(real), scores)
+    trainer.iterate()
 
 
 # Pictures

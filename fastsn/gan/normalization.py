@@ -19,7 +19,8 @@ from fastsn.problem import BSN, SN
 
 __all__ = ["METHODS", "SCALED", "SPREADABLE", "normalize", "spread_scales"]
 
-#: ``none``. ``sn``, ``ssn``, ``bsn``, ``bssn``: :func:`fastsn.apply`. ``sn_conv``:
+#: ``none``. ``sn``, ``bsn``: :func:`fastsn.apply`; ``ssn``, ``bssn``: the same with each layer's
+#: scale. ``sn_conv``:
 #: :func:`fastsn.conv_spectral_norm`. ``same_gamma`` and ``diff_gamma``: SN with a trained factor of
 #: weights and biases, one for all layers or one for each (appendix O); with ``bsn_``, BSN.
 #: ``torch``: torch's own spectral norm, for comparison. ``lecun``: no norm, but scaled LeCun

@@ -100,7 +100,7 @@ CLAIMS = (
     Claim(
         "Without SN some layers have very large gradients; SN keeps them small",
         "section 3, Figs. 2, 12, 13",
-        without_and_with_sn(max, "gradient norm of the layer with the largest"),
+        without_and_with_sn(max, "gradient norm of D(x) of the layer with the largest"),
     ),
     Claim(
         "With SN the gradients of different layers are similar",

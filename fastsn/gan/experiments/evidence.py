@@ -57,7 +57,8 @@ class Evidence:
         changes = {name.replace("__", "."): value for name, value in options.items()}
         config = config_of(Arm(preset, f"paper/{preset}", changes), self.scale, seed)
         if config.run_name() not in self.records:
-            raise Missing(" ".join([preset, *(f"{k}={v}" for k, v in changes.items())]))
+            options_of = [f"{name}={value}" for name, value in changes.items()]
+            raise Missing(" ".join([preset, *options_of, f"seed {seed}"]))
         return self.records[config.run_name()]
 
     def runs(self, preset: str, **options: Any) -> list[Record]:

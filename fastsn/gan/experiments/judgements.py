@@ -91,7 +91,7 @@ def without_and_with_sn(of: Callable[[Sequence[float]], float], what: str) -> Ju
         ("without SN", "mnist_none", {}),
         ("with strict SN", "mnist_sn_conv", {}),
         _by_moment(of),
-        "grad_norm",
+        "output_grad_norm",  # of D(x), as in the figures: one loss has a penalty, the other none
         what,
     )
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastsn.gan.checkpoint import replace_file
 from fastsn.gan.config import Config, ConfigError, from_dict
 from fastsn.gan.diagnostics import WHOLE
 from fastsn.gan.report import Rows, RunFiles, read_run
@@ -125,10 +125,10 @@ def record_run(run: Path, out: Path) -> Path:
         lines += [[table, *(_short(row.get(column)) for column in columns[table])] for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     if files.last_samples is not None:
-        _write(out / f"{name}.png", _few_samples(files))
+        replace_file(out / f"{name}.png", _few_samples(files))
     path = out / f"{name}.jsonl"
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-    _write(path, text.encode())
+    replace_file(path, text.encode())
     return path
 
 
@@ -169,12 +169,6 @@ def _few_samples(files: RunFiles) -> bytes:
     content = io.BytesIO()
     part.save(content, format="PNG", optimize=True)
     return content.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 # Reading

@@ -14,7 +14,7 @@ import yaml
 
 from fastsn.gan.config import FREE, Config, ConfigError, flatten, from_dict
 from fastsn.gan.sweep.jobs import Job, distinct, run_jobs
-from fastsn.gan.sweep.state import state_of
+from fastsn.gan.sweep.state import SETTLED, state_of
 from fastsn.gan.sweep.table import varied_options
 from fastsn.gan.validation import validate
 
@@ -163,7 +163,7 @@ def _plan(configs: Mapping[str, Config], root: Path) -> str:
         state = state_of(config, root / name)
         steps = config.train.steps
         total += steps
-        left += 0 if state.status in ("finished", "diverged") else max(0, steps - state.step)
+        left += 0 if state.status in SETTLED else max(0, steps - state.step)
         chosen = _chosen((name, options[name]) for name in names)
         lines.append(f"{root / name}  {state.status}, {state.step} of {steps}: {chosen}\n")
     return "".join([*lines, f"{len(configs)} runs, {left} of {total} iterations left\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from fastsn.gan.experiments.canvas import Sheet
@@ -37,7 +38,8 @@ def samples(plot: Samples, runs: Runs, sheet: Sheet) -> None:
     axes.imshow(picture, **grey)
     title = value_title(plot.value, record.config)
     last = record.events[-1]["step"] if record.events else record.config.train.steps
-    axes.set_title(f"{full_label(arm)}, seed {record.config.train.seed}: {title} {value:.2f}")
+    said = f"{full_label(arm)}, seed {record.config.train.seed}: {title} {value:.2f}"
+    axes.set_title(textwrap.fill(said, 84))
     cells = {"label": arm.label, "run": record.name, "stderr": None}
     sheet.rows.append(row(arm.series, "best", 1, x=step, mean=value, **cells))
     sheet.notes.append(

@@ -8,7 +8,7 @@ from fastsn.apply import apply
 from fastsn.backends import use_backend
 from fastsn.conv_norm import conv_spectral_norm
 from fastsn.convert import convert, fold
-from fastsn.group import SpectralNormGroup
+from fastsn.group import SpectralNormGroup, group_of
 from fastsn.parametrization import spectral_norm
 from fastsn.state.layouts import convert_state_dict
 
@@ -23,6 +23,7 @@ __all__ = [
     "convert_state_dict",
     "fold",
     "functional",
+    "group_of",
     "spectral_norm",
     "use_backend",
 ]

@@ -18,7 +18,7 @@ from fastsn.conv_norm import ConvSpectralNorm, forget_input_shape
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt
 from fastsn.plan import SN, SN_V_FIRST
-from fastsn.state.classes import own_class, parametrizations_of
+from fastsn.state.classes import GROUP, own_class, parametrizations_of
 
 __all__ = ["convert", "fold"]
 
@@ -213,10 +213,9 @@ def fold(model: nn.Module) -> nn.Module:
                     "waits for its first forward: run the model once"
                 )
     for module in model.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            group = getattr(hook, "__self__", None)
-            if isinstance(group, SpectralNormGroup):
-                group.detach()
+        group = module.__dict__.get(GROUP)
+        if group is not None and group.model is module:
+            group.detach()
     for layer, name in found:
         for norm in parametrizations_of(layer)[name]:
             norm.eval()

@@ -118,7 +118,7 @@ def apply(
         if norm.training:  # as registering one by one does, by reading the weight once
             norm.advance(parametrizations_of(layer)["weight"].original)
             norm.state.forget_weight()
-    return SpectralNormGroup(model, notes)
+    return SpectralNormGroup(model, notes, exclude=_patterns("exclude", exclude))
 
 
 def _register(layers: list[Any], norms: list[SpectralNorm]) -> None:

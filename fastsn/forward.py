@@ -304,9 +304,9 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
     any_autocast = torch._C._is_any_autocast_enabled()
     out_dtype = autocast_dtype(weights[0]) if any_autocast else None
     around = regions.regions() if regions.inside(batch.training) else []
-    if around and (computed := recall(around, batch)) is not None:
-        note(around, batch.states, computed)
-        return give(batch, computed, weights, keep=True)
+    recalled = recall(around, batch, weights)
+    if recalled is not None:
+        return recalled
     if torch._C._are_functorch_transforms_active():
         results = _transformed(batch, weights, out_dtype)
     elif batch.in_steps and batch.training:
@@ -319,22 +319,39 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
     return results
 
 
-def note(around: Sequence[regions.Region], states: Sequence[State], computed: Computed) -> None:
-    """Notes what was read inside of regions that a backward may recompute."""
+def note(
+    around: Sequence[regions.Region],
+    states: Sequence[State],
+    computed: Computed,
+    outside: Sequence[Tensor] | None = None,
+) -> None:
+    """Notes what was read inside of regions that a backward may recompute.
+
+    Args:
+        outside: the tensors that were read, if their node was made before these regions.
+    """
     for recomputed, notes in around:
         if not recomputed:
             bare = computed.bare()  # a node would hold the region, and the region the node
             for place, state in enumerate(states):
-                notes.add(state.handle, (bare, place, None))
+                notes.add(state.handle, (bare, place, None if outside is None else outside[place]))
 
 
-def recall(around: Sequence[regions.Region], batch: Batch) -> Computed | None:
+def recall(
+    around: Sequence[regions.Region], batch: Batch, weights: Sequence[Tensor]
+) -> Results | None:
     """What the forward has read that is now recomputed, if it is known."""
     for recomputed, notes in around:
-        if recomputed:
-            found = notes.repeat([state.handle for state in batch.states])
-            if found is not None:
-                return _gather(batch, [(computed, place) for computed, place, _ in found])
+        found = notes.repeat(batch.handles) if recomputed else None
+        if found is None:
+            continue
+        tensors = [tensor for *_, tensor in found]
+        computed = _gather(batch, [(computed, place) for computed, place, _ in found])
+        if all(tensor is not None and tensor.requires_grad for tensor in tensors):
+            note(around, batch.states, computed, tensors)
+            return Results(tensors, None, computed)
+        note(around, batch.states, computed)
+        return give(batch, computed, weights, keep=True)
     return None
 
 

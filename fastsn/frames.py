@@ -29,6 +29,7 @@ from fastsn.forward import (
     note,
     part_batch,
     read_batch,
+    recall,
 )
 from fastsn.op import library, normalize
 from fastsn.state.ranks import require_plain
@@ -110,15 +111,11 @@ class Block:
 
     def _elsewhere(self, i: int, norm: Norm, weight: Tensor) -> Results:
         """The same numbers in another grad mode, dtype or region, with a node of their own."""
-        entered, handle = self._entered(), norm.state.handle
+        entered = self._entered()
         computed = self.results.computed
-        for recomputed, notes in entered:
-            found = notes.repeat([handle]) if recomputed else None
-            if found is not None:
-                ((noted, place, tensor),) = found
-                if tensor is not None and tensor.requires_grad:
-                    return Results([tensor], None, noted)  # its node is outside of the region
-                return give(alone(norm), noted.part(place), [weight], keep=True)
+        recalled = recall(entered, alone(norm), [weight])
+        if recalled is not None:
+            return recalled
         out_dtype = autocast_dtype(weight) if torch._C._is_any_autocast_enabled() else None
         grad, requires = torch.is_grad_enabled(), weight.requires_grad
         consumed = self.use is not None and self.use.consumed
@@ -127,9 +124,8 @@ class Block:
             and (grad, requires) == (self.grad, self.requires[i])
             and not consumed
         ):
-            for recomputed, notes in entered:
-                if not recomputed:
-                    notes.add(handle, (computed, i, self.tensors[i]))
+            if entered:
+                note(entered, [norm.state], computed.part(i), [self.tensors[i]])
             return Results([self.tensors[i]], self.use, computed)
         key = i, grad, requires, out_dtype, regions.in_backward(), *(id(n) for _, n in entered)
         results = self.others.get(key)

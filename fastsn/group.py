@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -58,13 +59,21 @@ class SpectralNormGroup:
     Args:
         model: the module whose forward starts the computation.
         notes: remarks for ``print``, by parameter name.
+        exclude: names or patterns of normalized layers that stay by themselves.
 
     Raises:
         ValueError: ``model`` has no normalized layer.
     """
 
-    def __init__(self, model: nn.Module, notes: dict[str, str] | None = None) -> None:
-        members = _collect(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        notes: dict[str, str] | None = None,
+        *,
+        exclude: Iterable[str] = (),
+    ) -> None:
+        exclude = list(exclude)
+        members = _collect(model, exclude)
         if not members:
             raise ValueError(
                 f"expected at least one layer of {type(model).__name__} to have a fastsn "
@@ -75,6 +84,7 @@ class SpectralNormGroup:
             notes = {**before.notes, **(notes or {})}
             before.detach()
         self.model = model
+        self.exclude = exclude
         self.notes = dict(notes or {})
         self._adopt(members)
         model.__dict__[GROUP] = self
@@ -199,7 +209,10 @@ class SpectralNormGroup:
                     f"fastsn: expected layer '{member.name}' to be the one that was grouped, got a "
                     "model in which it was removed or replaced: call group.refresh()"
                 )
-        found = {(id(member.layer), member.tensor_name): member for member in _collect(self.model)}
+        found = {
+            (id(member.layer), member.tensor_name): member
+            for member in _collect(self.model, self.exclude)
+        }
         kept = [(id(member.layer), member.tensor_name) for member in self.members]
         for member, key in zip(self.members, kept, strict=True):
             if key not in found:
@@ -207,13 +220,14 @@ class SpectralNormGroup:
         self._adopt([found[key] for key in kept if key in found])
 
     def _before_load(
-        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
-    ) -> None:
+        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str,
+        local_metadata: Any, strict: bool, *_unused: Any,
+    ) -> None:  # fmt: skip
         """Checks every layer's entries before the first one is copied."""
         if module is self.model:
             for member in self.members:
                 path = f"{prefix}{member.name}." if member.name else prefix
-                prepare_load(member.layer, state_dict, path)
+                prepare_load(member.layer, state_dict, path, strict)
 
     # What users call
 
@@ -280,7 +294,7 @@ class SpectralNormGroup:
 
     def refresh(self) -> None:
         """Looks for the normalized layers again, after some were added, removed or replaced."""
-        members = _collect(self.model)
+        members = _collect(self.model, self.exclude)
         if not members:
             raise ValueError("expected at least one layer with a fastsn spectral norm, got none")
         self._adopt(members)
@@ -299,7 +313,7 @@ class SpectralNormGroup:
         return len(self.members)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("model", "members", "notes")}
+        return {name: self.__dict__[name] for name in ("exclude", "members", "model", "notes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # and no more: the model is still being made
@@ -323,9 +337,11 @@ class SpectralNormGroup:
         return "\n".join(lines)
 
 
-def _collect(model: nn.Module) -> list[Member]:
+def _collect(model: nn.Module, exclude: Sequence[str]) -> list[Member]:
     members = []
     for name, layer in model.named_modules():
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
         for tensor_name, norms in parametrizations_of(layer).items():
             # One that comes after another parametrization has no weight of its own to read.
             if isinstance(norms[0], SpectralNorm):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fastsn.frames import read
 from fastsn.functional import normalize_dim
 from fastsn.plan import BSN, SN, SN_V_FIRST, WARM_UP, views_of
 from fastsn.state.classes import adapt_class, parametrizations_of
-from fastsn.state.layouts import install_load_hook
+from fastsn.state.layouts import install_load_hook, note_settings
 from fastsn.step import look
 
 __all__ = ["SpectralNorm", "spectral_norm"]
@@ -68,7 +69,9 @@ class SpectralNorm(nn.Module):
         kind: int = SN,
         scale: float | Tensor = 1.0,
         update: str = "forward",
+        vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Draws the vectors and warms them up, unless they are given, by buffer name."""
         super().__init__()
         self.dim = normalize_dim(dim, weight.ndim)  # first, as in torch
         check_options(n_power_iterations, eps, scale, update)
@@ -86,8 +89,11 @@ class SpectralNorm(nn.Module):
         self.shape = tuple(weight.shape)
         self.views = views_of(self.shape, self.dim, self.kind) if weight.ndim > 1 else ()
         self.vector_names = _VECTOR_NAMES[: len(self.views)]
-        if weight.ndim > 1:
+        if vectors is None:
             self._draw(weight)
+        else:
+            for name, vector in vectors.items():
+                self.register_buffer(name, vector)
 
     # Vectors
 
@@ -156,6 +162,12 @@ class SpectralNorm(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.state = State(self)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_settings(self, destination, prefix)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn import regions
-from fastsn.backends import requested_backend
+from fastsn.backends import reference, requested_backend
 from fastsn.forward import (
     Batch,
     Norm,
@@ -31,7 +31,7 @@ from fastsn.forward import (
     read_batch,
     recall,
 )
-from fastsn.op import library, normalize
+from fastsn.op import Numbers, library, normalize
 from fastsn.state.ranks import require_plain
 from fastsn.step import capture_now, look, scale_version
 
@@ -320,7 +320,10 @@ def traced_batch(batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
             torch.ops.fastsn.advance([weight.detach() for weight in weights], us, vs, batch.handles)
         iterations = 0
-    numbers = normalize(
+    call = normalize
+    if torch.compiler.is_exporting() and not iterations:  # in plain torch, for ONNX and others
+        call = lambda *args, store: Numbers(*reference.differentiable(*args[:-1]))  # noqa: E731
+    numbers = call(
         batch.plan, weights, us, vs, batch.scale_tensor(weights[0].device), iterations, out_dtype,
         requested_backend(), store=iterations > 0,
     )  # fmt: skip

@@ -220,14 +220,13 @@ class SpectralNormGroup:
         self._adopt([found[key] for key in kept if key in found])
 
     def _before_load(
-        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str,
-        local_metadata: Any, strict: bool, *_unused: Any,
-    ) -> None:  # fmt: skip
+        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
+    ) -> None:
         """Checks every layer's entries before the first one is copied."""
         if module is self.model:
             for member in self.members:
                 path = f"{prefix}{member.name}." if member.name else prefix
-                prepare_load(member.layer, state_dict, path, strict)
+                prepare_load(member.layer, state_dict, path)
 
     # What users call
 

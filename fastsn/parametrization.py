@@ -238,6 +238,10 @@ def spectral_norm(
         >>> layer(torch.randn(1, 3, 8, 8)).shape
         torch.Size([1, 64, 6, 6])
     """
+    if not isinstance(bidirectional, bool):
+        raise TypeError(f"expected bidirectional to be True or False, got {bidirectional!r}")
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+        raise TypeError(f"expected dim to be an int or None, got {dim!r}")
     kind = BSN if bidirectional else SN
     return register(module, name, n_power_iterations, eps, dim, kind=kind, scale=scale)
 
@@ -268,7 +272,9 @@ def adopt(module: nn.Module, name: str, norm: SpectralNorm) -> None:
     """What a layer needs beside its :class:`SpectralNorm`: pickling, checkpoints, tied weights."""
     adapt_class(module)
     install_load_hook(module)
-    claim_weight(parametrizations_of(module)[name].original, module, name)
+    held = parametrizations_of(module)[name]
+    if held.is_tensor:
+        claim_weight(held.original, module, name)
 
 
 def default_dim(module: nn.Module) -> int:

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 import fastsn
-from fastsn import checks
+from fastsn import backends, checks
 
 
 class SoftNorm(_SpectralNorm):
@@ -313,20 +313,15 @@ def test_method_and_scale_travel_with_the_state() -> None:
         same.load_state_dict(bsn.state_dict())
 
 
-def test_backend_for_a_process() -> None:
-    from fastsn.backends import requested_backend
-
-    before = requested_backend()
-    try:
-        fastsn.set_backend("reference")
-        assert requested_backend() == "reference"
-        with fastsn.use_backend("auto"):
-            assert requested_backend() == "auto"
-        assert requested_backend() == "reference"
-        with pytest.raises(ValueError, match="set_backend: expected one of"):
-            fastsn.set_backend("fast")
-    finally:
-        fastsn.set_backend(before or "auto")
+def test_backend_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_requested", "")
+    fastsn.set_backend("reference")
+    assert backends.requested_backend() == "reference"
+    with fastsn.use_backend("auto"):
+        assert backends.requested_backend() == "auto"
+    assert backends.requested_backend() == "reference"
+    with pytest.raises(ValueError, match="set_backend: expected one of"):
+        fastsn.set_backend("fast")
 
 
 def test_no_table_keeps_dead_layers() -> None:

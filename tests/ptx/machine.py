@@ -102,16 +102,19 @@ class Machine:
 
     def set_options(self, **options: int) -> None:
         """These, and all others as they are by default."""
-        for name, value in {**OPTIONS, **options}.items():
+        self._options = {**OPTIONS, **options}
+        for name, value in self._options.items():
             self._library.ptx_set_option(name.encode(), value)
 
     @contextmanager
     def options(self, **options: int) -> Iterator[None]:
-        self.set_options(**options)
+        """These for a while, and all others as they are."""
+        before = self._options
+        self.set_options(**before | options)
         try:
             yield
         finally:
-            self.set_options()
+            self.set_options(**before)
 
     # Memory
 

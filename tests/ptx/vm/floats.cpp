@@ -16,15 +16,14 @@ namespace {
 template <int kFraction, int kBias>
 u16 narrow(f64 x) {
   const u16 sign = std::signbit(x) ? 0x8000 : 0;
-  if (x != x) return 0x7fff;
-  int exponent;
-  std::frexp(x, &exponent);
-  exponent = std::max(exponent - 1, 1 - kBias);
-  const f64 units = std::nearbyint(std::ldexp(std::fabs(x), kFraction - exponent));
   constexpr u32 kInfinity = (2 * kBias + 1) << kFraction;
-  if (!(units < std::ldexp(1.0, kFraction + 2)) || exponent > kBias) return sign | kInfinity;
-  const u32 bits = static_cast<u32>((exponent + kBias - 1) << kFraction) + static_cast<u32>(units);
-  return sign | static_cast<u16>(std::min(bits, kInfinity));
+  if (x != x) return 0x7fff;
+  if (std::isinf(x)) return sign | kInfinity;
+  const int exponent = x == 0 ? 1 - kBias : std::max(std::ilogb(x), 1 - kBias);
+  if (exponent > kBias) return sign | kInfinity;
+  // in units of the last place, 2^kFraction or more of them where the number is normal
+  const f64 units = std::nearbyint(std::ldexp(std::fabs(x), kFraction - exponent));
+  return sign | static_cast<u16>(((exponent + kBias - 1) << kFraction) + static_cast<u32>(units));
 }
 constexpr auto to_f16 = narrow<10, 15>;
 constexpr auto to_bf16 = narrow<7, 127>;

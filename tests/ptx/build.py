@@ -24,7 +24,17 @@ BUILD = ROOT / "build" / "ptx"
 VM = Path(__file__).resolve().parent / "vm"
 TORCH = Path(torch.__file__).parent
 
-CORE = ["api", "launch", "checks", "accesses", "shuffles", "integers", "floats", "bytecode", "memory"]
+CORE = [
+    "api",
+    "launch",
+    "checks",
+    "accesses",
+    "shuffles",
+    "integers",
+    "floats",
+    "bytecode",
+    "memory",
+]
 COMMON = ["-std=c++20", "-fPIC"]
 TORCH_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY",

@@ -124,7 +124,9 @@ class _Body:
                 base, ranged, _ = name.partition("<")
                 unique = base if serial == 1 else f"{base}@{serial}_"
                 self.scopes[-1][base + ranged] = unique, WIDTHS[match[1]]
-        elif match := re.match(r"\.shared (?:\.align (\d+) )?\.(\w+) ([\w$]+)(?:\[(\d+)\])?", statement):
+        elif match := re.match(
+            r"\.shared (?:\.align (\d+) )?\.(\w+) ([\w$]+)(?:\[(\d+)\])?", statement
+        ):
             kernel, alignment = self.kernel, int(match[1] or 1)
             kernel.shared[match[3]] = -(-kernel.shared_bytes // alignment) * alignment
             size = WIDTHS[match[2]] * int(match[4] or 1)

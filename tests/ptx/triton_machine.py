@@ -40,7 +40,9 @@ class _Allocations(TorchDispatchMode):
         self.machine, self.known = machine, set[int]()
         self.alive: list[Tensor] = []  # so that no address is given out twice
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         if function.__name__.startswith("empty") and result.numel():
             result.untyped_storage().fill_(0xFF)
@@ -135,7 +137,9 @@ class TritonMachine(Machine):
             self.load_more(text)
             pointers = len(re.findall(r"\.param ", text[text.index(".entry") : text.index(")")]))
             metadata = result.metadata
-            self._compiled[key] = _Compiled(name, pointers, metadata.shared, 32 * metadata.num_warps)
+            self._compiled[key] = _Compiled(
+                name, pointers, metadata.shared, 32 * metadata.num_warps
+            )
         return self._compiled[key]
 
 

@@ -13,8 +13,8 @@ namespace {
 void addresses(const Warp& warp, const Instruction& in, int k, s64 offset, bool narrow,
                u64* result) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    result[lane] = offset + (narrow ? source<u32>(warp, in, k)[lane]
-                                    : source<u64>(warp, in, k)[lane]);
+    result[lane] =
+        offset + (narrow ? source<u32>(warp, in, k)[lane] : source<u64>(warp, in, k)[lane]);
   }
 }
 
@@ -74,8 +74,7 @@ template <typename Register>
 void load_into(Launch& launch, Warp& warp, Instruction& in, u32 lanes, const u64* address) {
   const Access& access = in.access;
   for_lanes(lanes, [&](int lane) {
-    const u8* host =
-        launch.at(warp, lane, in, address[lane], access.count * access.bytes, false);
+    const u8* host = launch.at(warp, lane, in, address[lane], access.count * access.bytes, false);
     for (int k = 0; k < access.count; ++k) {
       if (in.target[k] < 0) continue;
       u64 value = 0;
@@ -99,9 +98,7 @@ void load(Launch& launch, Warp& warp, Instruction& in, u32 lanes) {
     load_into<u16>(launch, warp, in, lanes, address);
   }
   if (access.strong) {
-    for_lanes(lanes, [&](int lane) {
-      launch.acquire(warp, lane, address[lane], !access.acquire);
-    });
+    for_lanes(lanes, [&](int lane) { launch.acquire(warp, lane, address[lane], !access.acquire); });
   }
   count(in, address, lanes, access.count * access.bytes);
 }
@@ -204,9 +201,8 @@ void add_accesses(Operations& o) {
   o["cp.async.wait"] = {[](Launch& launch, Warp& warp, Instruction& in, u32 lanes) {
     launch.finish_copies(warp, lanes, in.immediate);
   }};
-  o["fence"] = {[](Launch& launch, Warp& warp, Instruction&, u32 lanes) {
-    launch.fence(warp, lanes);
-  }};
+  o["fence"] = {
+      [](Launch& launch, Warp& warp, Instruction&, u32 lanes) { launch.fence(warp, lanes); }};
   add_atomics<u32>(o, "u32");
   add_atomics<s32>(o, "s32");
   add_atomics<u64>(o, "u64");

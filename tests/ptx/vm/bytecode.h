@@ -71,10 +71,10 @@ struct Instruction {
   s32 guard = -1;        // a predicate, or -1
   s32 targets = 0, sources = 0;
   s32 target[8], source[10];
-  s64 immediate = 0;     // offset of an address, number of pending copies, way to combine
-  s32 second = 0;        // the other offset of a copy
+  s64 immediate = 0;  // offset of an address, number of pending copies, way to combine
+  s32 second = 0;     // the other offset of a copy
   s32 branch = -1;
-  s32 line = 0;          // of the PTX
+  s32 line = 0;  // of the PTX
   Access access;
   Counts counts;
   std::string name, where;  // where: file:line of the source
@@ -112,14 +112,14 @@ struct Warp {
   char* registers = nullptr;
   const char* constants = nullptr;
   Block* block = nullptr;
-  int index = 0;                   // in the block
+  int index = 0;  // in the block
   u32 live = kAllLanes;
-  u32 waiting = 0;                 // lanes that wait at a barrier for the others
-  u32 active = kAllLanes;          // lanes that run, at `next`
+  u32 waiting = 0;         // lanes that wait at a barrier for the others
+  u32 active = kAllLanes;  // lanes that run, at `next`
   int next = 0;
-  int reconverge = 0;              // `next` may not pass it without a look at the other lanes
-  int at[kLanes] = {};             // of lanes that do not run
-  u32 synced = 0;                  // epoch of the last warp barrier
+  int reconverge = 0;   // `next` may not pass it without a look at the other lanes
+  int at[kLanes] = {};  // of lanes that do not run
+  u32 synced = 0;       // epoch of the last warp barrier
   bool at_barrier = false;
   u64 issued = 0;
 };

@@ -158,9 +158,8 @@ void insert_bits(Launch&, Warp& warp, Instruction& in, u32 lanes) {
   const T *a = source<T>(warp, in, 0), *b = source<T>(warp, in, 1);
   const u32 *position = source<u32>(warp, in, 2), *length = source<u32>(warp, in, 3);
   T* d = target<T>(warp, in, 0);
-  for_lanes(lanes, [&](int lane) {
-    d[lane] = insert(a[lane], b[lane], position[lane], length[lane]);
-  });
+  for_lanes(lanes,
+            [&](int lane) { d[lane] = insert(a[lane], b[lane], position[lane], length[lane]); });
 }
 
 template <typename T>

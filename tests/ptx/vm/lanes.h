@@ -30,9 +30,8 @@ void ternary(Launch&, Warp& warp, Instruction& in, u32 lanes) {
   const B* b = source<B>(warp, in, 1);
   const C* c = source<C>(warp, in, 2);
   Result* d = target<Result>(warp, in, 0);
-  for_lanes(lanes, [&](int lane) {
-    d[lane] = static_cast<Result>(kFunction(a[lane], b[lane], c[lane]));
-  });
+  for_lanes(lanes,
+            [&](int lane) { d[lane] = static_cast<Result>(kFunction(a[lane], b[lane], c[lane])); });
 }
 
 enum Combine : s64 { kAlone, kAnd, kOr, kXor };
@@ -42,9 +41,8 @@ template <typename T, auto kCompare>
 void compare(Launch&, Warp& warp, Instruction& in, u32 lanes) {
   const T *a = source<T>(warp, in, 0), *b = source<T>(warp, in, 1);
   u32 result = 0;
-  for_lanes(lanes, [&](int lane) {
-    result |= static_cast<u32>(kCompare(a[lane], b[lane])) << lane;
-  });
+  for_lanes(lanes,
+            [&](int lane) { result |= static_cast<u32>(kCompare(a[lane], b[lane])) << lane; });
   const u32 other = in.immediate == kAlone ? 0 : predicate(warp, in, 2);
   const auto combined = [&](u32 x) {
     if (in.immediate == kAnd) return x & other;

@@ -76,8 +76,8 @@ Launch::Launch(Kernel& kernel, u32 blocks, u32 threads, s64 shared_bytes,
   if (options().order == kRandom) {
     std::shuffle(waiting_blocks_.begin(), waiting_blocks_.end(), random_);
   }
-  cost_ = {kernel.name, blocks, threads, static_cast<u64>(shared_bytes_), 0,
-           std::vector<u64>(blocks)};
+  cost_ = {
+      kernel.name, blocks, threads, static_cast<u64>(shared_bytes_), 0, std::vector<u64>(blocks)};
 }
 
 void Launch::run() {
@@ -140,9 +140,20 @@ void Launch::start_warp(Block& block, int index) {
   warp.reconverge = INT_MAX;
   for (u32 lane = 0; lane < kLanes; ++lane) {
     // the first registers, in the order of SPECIAL in bytecode.py
-    const u32 special[] = {
-        index * kLanes + lane, 0, 0, threads_, 1, 1, static_cast<u32>(block.index), 0, 0, blocks_,
-        1, 1, lane, static_cast<u32>(index)};
+    const u32 special[] = {index * kLanes + lane,
+                           0,
+                           0,
+                           threads_,
+                           1,
+                           1,
+                           static_cast<u32>(block.index),
+                           0,
+                           0,
+                           blocks_,
+                           1,
+                           1,
+                           lane,
+                           static_cast<u32>(index)};
     for (size_t k = 0; k < std::size(special); ++k) {
       reinterpret_cast<u32*>(warp.registers)[k * kLanes + lane] = special[k];
     }
@@ -180,9 +191,8 @@ void Launch::branch(Warp& warp, const Instruction& in, u32 taken) {
     warp.next = taken ? in.branch : warp.next + 1;
     return;
   }
-  for_lanes(warp.active, [&](int lane) {
-    warp.at[lane] = taken >> lane & 1 ? in.branch : warp.next + 1;
-  });
+  for_lanes(warp.active,
+            [&](int lane) { warp.at[lane] = taken >> lane & 1 ? in.branch : warp.next + 1; });
   choose_lanes(warp);
 }
 

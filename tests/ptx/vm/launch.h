@@ -15,15 +15,15 @@ enum Order : s64 { kForward, kBackward, kRandom };
 
 // How launches run: every order that is chosen here is one that a GPU may choose.
 struct Options {
-  s64 order = kForward;   // of blocks and warps
+  s64 order = kForward;  // of blocks and warps
   s64 seed = 1;
-  s64 resident = 4;       // blocks at a time
-  s64 quantum = 5000;     // instructions until another warp runs, at random up to so many
-  s64 split = 0;          // 1: of lanes that went apart any may run, not those that are behind
-  s64 early_copies = 0;   // cp.async copies when it is asked for; 0: when it is waited for
-  s64 equal_writes = 0;   // 1: threads may write one value to one place without order
-  s64 absent_line = 0;    // the instruction in this line of the PTX does nothing
-  s64 limit = 1 << 20;    // instructions of a warp, after which it counts as hanging
+  s64 resident = 4;      // blocks at a time
+  s64 quantum = 5000;    // instructions until another warp runs, at random up to so many
+  s64 split = 0;         // 1: of lanes that went apart any may run, not those that are behind
+  s64 early_copies = 0;  // cp.async copies when it is asked for; 0: when it is waited for
+  s64 equal_writes = 0;  // 1: threads may write one value to one place without order
+  s64 absent_line = 0;   // the instruction in this line of the PTX does nothing
+  s64 limit = 1 << 20;   // instructions of a warp, after which it counts as hanging
 };
 Options& options();
 
@@ -52,12 +52,12 @@ struct Block {
   std::vector<u8> shared;
   std::vector<Cell> cells;  // of shared memory
   std::vector<Warp> warps;
-  std::vector<std::vector<Copy>> copies;     // of each warp
-  std::vector<u32> groups;                   // of copies, by thread
+  std::vector<std::vector<Copy>> copies;  // of each warp
+  std::vector<u32> groups;                // of copies, by thread
   std::vector<char> registers;
-  u32 epoch = 0;        // counts whatever orders
-  u32 barrier = 0;      // epoch of the last barrier
-  Known known;          // to all threads
+  u32 epoch = 0;                            // counts whatever orders
+  u32 barrier = 0;                          // epoch of the last barrier
+  Known known;                              // to all threads
   std::unordered_map<u32, Known> acquired;  // by a thread since the last barrier
   std::unordered_map<u32, Known> fenced;    // what a thread's relaxed atomics release
   std::unordered_map<u32, Known> seen;      // what they saw, to be acquired by a fence

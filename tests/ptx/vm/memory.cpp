@@ -32,8 +32,8 @@ Allocation& Memory::add(const void* base, s64 bytes, int granule, bool written,
   }
   const int shift = __builtin_ctz(static_cast<u32>(granule));
   const s64 cells = (bytes + granule - 1) >> shift;
-  auto own = std::make_unique<Allocation>(
-      Allocation{begin, bytes, shift, name, std::vector<Cell>(cells)});
+  auto own =
+      std::make_unique<Allocation>(Allocation{begin, bytes, shift, name, std::vector<Cell>(cells)});
   if (written) own->write_by_host();
   return *(allocations_[begin] = std::move(own));
 }

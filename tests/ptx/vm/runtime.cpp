@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -162,8 +161,8 @@ AOTITorchError __wrap_aoti_torch_empty_strided(int64_t rank, const int64_t* size
                                                int32_t device_type, int32_t device,
                                                AtenTensorHandle* tensor) {
   static int number = 0;
-  const AOTITorchError error = __real_aoti_torch_empty_strided(rank, sizes, strides, dtype,
-                                                               device_type, device, tensor);
+  const AOTITorchError error =
+      __real_aoti_torch_empty_strided(rank, sizes, strides, dtype, device_type, device, tensor);
   void* data = nullptr;
   int64_t bytes = 0;
   if (error || aoti_torch_get_data_ptr(*tensor, &data) ||

@@ -65,8 +65,8 @@ void matrices(Launch& launch, Warp& warp, Instruction& in, u32 lanes) {
   const bool transposed = in.second != 0;
   u64 address[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
-    address[lane] = in.immediate + (kNarrow ? source<u32>(warp, in, 0)[lane]
-                                            : source<u64>(warp, in, 0)[lane]);
+    address[lane] =
+        in.immediate + (kNarrow ? source<u32>(warp, in, 0)[lane] : source<u64>(warp, in, 0)[lane]);
   }
   for (int m = 0; m < in.access.count; ++m) {
     u16 matrix[8][8];
@@ -107,10 +107,9 @@ void add_shuffles(Operations& o) {
   o["ldmatrix.narrow"] = {matrices<true, true>, meet};
   o["stmatrix"] = {matrices<false, false>, meet};
   o["stmatrix.narrow"] = {matrices<false, true>, meet};
-  o["bar.warp.sync"] = {[](Launch& launch, Warp& warp, Instruction&, u32 lanes) {
-                          launch.sync_warp(warp, lanes);
-                        },
-                        meet};
+  o["bar.warp.sync"] = {
+      [](Launch& launch, Warp& warp, Instruction&, u32 lanes) { launch.sync_warp(warp, lanes); },
+      meet};
 }
 
 }  // namespace ptx

@@ -7,8 +7,9 @@ bytes, sectors of 32 bytes, turns of the banks of shared memory, and barriers.
 
 It knows no time, caches or occupancy, nor what ptxas makes of the PTX.
 
-* ``parser.py`` reads PTX, ``bytecode.py`` gives its registers places and writes it for the machine
-* ``vm/`` is the machine: ``launch.cpp`` takes turns, ``checks.cpp`` checks, ``accesses.cpp`` and the
+* ``parser.py`` and ``decode.py`` read PTX, ``bytecode.py`` gives its registers places and writes it
+  for the machine
+* ``vm/`` is the machine: ``launch.cpp`` takes turns, ``checks.cpp`` checks, ``accesses.cpp`` and
   other files have the instructions, ``runtime.cpp`` is the part of the CUDA runtime that the host
   side of csrc/cuda calls; ``build.py`` compiles it
 * ``machine.py`` is its Python side, ``cuda.py`` runs csrc/cuda and ``triton_machine.py`` the Triton

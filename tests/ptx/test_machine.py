@@ -385,8 +385,9 @@ def test_every_float16_and_bfloat16_is_read_and_rounded_to(machine: Machine) -> 
             got = compute(machine, body + "st.global.b16 [%rd4], %h1;", given, torch.int16)
             expected = given.to(dtype)
             if source == torch.float64:  # torch rounds twice
-                neighbors = torch.stack([expected, torch.nextafter(expected, expected * 0),
-                                         torch.nextafter(expected, expected * math.inf)])  # fmt: skip
+                away = torch.full_like(expected, math.inf).copysign(expected)
+                ends = [torch.nextafter(expected, end) for end in (-away, away)]
+                neighbors = torch.stack([expected, *ends])
                 error = (got.view(dtype).double() - given).abs()
                 least = (neighbors.double() - given).abs().nan_to_num(math.inf).amin(0)
                 inside = given.abs() < torch.finfo(dtype).max

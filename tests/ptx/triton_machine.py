@@ -1,4 +1,4 @@
-"""The Triton backend on CPU tensors: its kernels compiled for a GPU, their PTX run by the machine."""
+"""The Triton backend on CPU tensors: its kernels compiled for a GPU, and their PTX run here."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import torch
 import fastsn
 from benchmarks.timing import cpu_model, keep_freed_memory, others_share
 from benchmarks.workloads import Case, make_case
-from fastsn.backend import explain
+from fastsn.backends import explain
 
 GATES = pytest.StashKey[list[dict[str, Any]]]()
 OTHERS = pytest.StashKey[Callable[[], float]]()

@@ -22,7 +22,7 @@ from benchmarks.exact import relative_error
 from benchmarks.peers import CONTENDERS, MODES, Weights, check, make_run
 from benchmarks.timing import cpu_model, keep_freed_memory, side_by_side
 from benchmarks.workloads import Case, cnn_discriminator, make_case, normalized_layers
-from fastsn.backend import explain, select_backend
+from fastsn.backends import explain, select_backend
 from fastsn.functional import spectral_normalize
 from fastsn.op import spectral_normalize_
 

@@ -24,7 +24,7 @@ from benchmarks import memory
 from benchmarks.peers import MODES, Weights, check, make_run
 from benchmarks.timing import side_by_side, threads
 from benchmarks.workloads import WORKLOADS, Case, cnn_discriminator, make_case
-from fastsn.backend import select_backend
+from fastsn.backends import select_backend
 
 CPU = torch.device("cpu")
 
@@ -150,8 +150,8 @@ def test_host_cost_of_a_group(promise: Callable[..., None], monkeypatch: Any) ->
     grads = [torch.randn_like(original) for original in originals]
     used = select_backend("", CPU, torch.float32, None)
     stubs = {name: _replay(getattr(used, name)) for name in ("forward", "backward")}
-    monkeypatch.setitem(fastsn.backend.BACKENDS, used.name, replace(used, **stubs))
-    fastsn.backend.forget_choices()
+    monkeypatch.setitem(fastsn.backends.BACKENDS, used.name, replace(used, **stubs))
+    fastsn.backends.forget_choices()
     layer = parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))
 
     def run(read: Callable[[], list[Tensor]]) -> object:
@@ -166,7 +166,7 @@ def test_host_cost_of_a_group(promise: Callable[..., None], monkeypatch: Any) ->
         medians = side_by_side(runs, CPU, seconds=BUDGET)
     finally:
         monkeypatch.undo()
-        fastsn.backend.forget_choices()
+        fastsn.backends.forget_choices()
     ratio = (medians["group"] - medians["none"]) / medians["torch"]
     promise("host cost: 8 weights, forward + backward / one forward of torch", ratio, at_most=2)
 

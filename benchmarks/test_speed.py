@@ -24,7 +24,7 @@ from benchmarks.timing import (
     synchronize,
 )
 from benchmarks.workloads import WORKLOADS, Case
-from fastsn.backend import select_backend
+from fastsn.backends import select_backend
 
 #: Who each method is compared with.
 AGAINST = {

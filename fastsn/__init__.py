@@ -5,12 +5,12 @@ Public names are listed in ``__all__``; the data's path is in the README.
 
 from fastsn import analysis, functional
 from fastsn.apply import apply
-from fastsn.backend import use_backend
-from fastsn.checkpoint import convert_state_dict
-from fastsn.conv import conv_spectral_norm
+from fastsn.backends import use_backend
+from fastsn.conv_norm import conv_spectral_norm
 from fastsn.convert import convert, fold
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import spectral_norm
+from fastsn.state.layouts import convert_state_dict
 
 __version__ = "0.1.0"
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 import fastsn
-from fastsn import native
-from fastsn.backend import BACKENDS, explain, select_backend
+from fastsn.backends import BACKENDS, explain, native, select_backend
 
 
 def main() -> int:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.checks import check_options, check_weight
-from fastsn.distributed import is_sharded
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt, default_dim
-from fastsn.problem import BSN, SN
-from fastsn.serialization import own_class, parametrizations_of
+from fastsn.plan import BSN, SN
+from fastsn.state.classes import own_class, parametrizations_of
+from fastsn.state.ranks import is_sharded
 
 __all__ = ["METHODS", "apply"]
 

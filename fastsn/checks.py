@@ -8,7 +8,7 @@ import weakref
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastsn.serialization import parametrizations_of
+from fastsn.state.classes import parametrizations_of
 
 __all__ = ["check_options", "check_weight", "claim_weight", "is_claimed"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastsn.backend import requested_backend
+from fastsn.backends import requested_backend
 from fastsn.op import gradients, spectral_normalize, spectral_normalize_
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from torch.nn.utils.spectral_norm import (
     SpectralNormStateDictHook,
 )
 
-from fastsn.conv import ConvSpectralNorm, forget_input_shape
+from fastsn.conv_norm import ConvSpectralNorm, forget_input_shape
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt
-from fastsn.problem import SN, SN_V_FIRST
-from fastsn.serialization import own_class, parametrizations_of
+from fastsn.plan import SN, SN_V_FIRST
+from fastsn.state.classes import own_class, parametrizations_of
 
 __all__ = ["convert", "fold"]
 

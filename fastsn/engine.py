@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn.compute import attach, autocast_dtype, compute
-from fastsn.distributed import share_vectors
+from fastsn.state.ranks import share_vectors
 from fastsn.step import normalize_step, normalize_step_compiled
 
 if TYPE_CHECKING:

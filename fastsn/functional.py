@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsn.backend import requested_backend
+from fastsn.backends import requested_backend
 from fastsn.op import spectral_normalize as _op
-from fastsn.problem import BSN, SN, group_views, split_vectors
+from fastsn.plan import BSN, SN, group_views, split_vectors
 
 __all__ = ["SpectralNormalized", "spectral_normalize"]
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastsn.checkpoint import prepare_load
 from fastsn.compute import compute
-from fastsn.distributed import is_fsdp_module, is_sharded, require_plain
 from fastsn.engine import normalize
 from fastsn.parametrization import SpectralNorm, share
-from fastsn.serialization import parametrizations_of
+from fastsn.state.classes import parametrizations_of
+from fastsn.state.layouts import prepare_load
+from fastsn.state.ranks import is_fsdp_module, is_sharded, require_plain
 
 __all__ = ["SpectralNormGroup"]
 

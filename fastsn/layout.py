@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsn.problem import SN_V_FIRST, native_layout
+from fastsn.plan import SN_V_FIRST, native_layout
 
 __all__ = ["contiguous", "like_layouts", "native_layouts", "restore_layouts"]
 

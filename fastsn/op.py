@@ -2,13 +2,13 @@
 
 ``fastsn::spectral_normalize`` is functional: it returns the new vectors, so a second forward never
 spoils what backward of the first one needs, and :func:`spectral_normalize_` puts them into the
-buffers as well. It chooses the backend in its kernel (:mod:`fastsn.kernels`); compiled graphs see
-one node. Backward is an op of its own with the same choice of backend, and is differentiable again.
+buffers as well. It chooses the backend in its kernel (:mod:`fastsn.backends.call`); compiled graphs
+see one node. Backward is an op of its own with the same choice of backend, and is differentiable again.
 
 Layout of the arguments, for ``k`` weights with one view (unfolding) each, or two for BSN:
 
 * ``us``, ``vs``: one entry per view, in order: ``[rows]`` and ``[cols]`` of the unfolding;
-* ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.problem`;
+* ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.plan`;
 * ``scales``: ``k`` floats, used where ``scale_tensor`` (``[k]``) is None;
 * results: ``weights_sn`` like the weights (in ``out_dtype``), ``sigmas`` ``[k]``, ``vectors`` (per
   view u, then v, flat), ``view_stats`` ``[views, 2]`` with each view's sigma and the factor alpha
@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsn import kernels
+from fastsn.backends import call as kernels
+from fastsn.backends.reference import inner, reciprocal, sigma_gradient
 from fastsn.functorch import transformable
-from fastsn.problem import group_views, split_vectors
-from fastsn.reference import inner, reciprocal, sigma_gradient
+from fastsn.plan import group_views, split_vectors
 
 __all__ = ["spectral_normalize", "spectral_normalize_", "spectral_normalize_backward"]
 

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastsn.checkpoint import install_load_hook
 from fastsn.checks import check_options, check_weight, claim_weight
 from fastsn.compute import compute
-from fastsn.distributed import require_plain
 from fastsn.engine import normalize
 from fastsn.functional import normalize_dim
-from fastsn.problem import BSN, SN, SN_V_FIRST, WARM_UP, views_of
-from fastsn.serialization import adapt_class, parametrizations_of
+from fastsn.plan import BSN, SN, SN_V_FIRST, WARM_UP, views_of
+from fastsn.state.classes import adapt_class, parametrizations_of
+from fastsn.state.layouts import install_load_hook
+from fastsn.state.ranks import require_plain
 from fastsn.step import Record, new_handle, weight_key
 
 __all__ = ["SpectralNorm", "share", "spectral_norm"]
@@ -39,7 +39,7 @@ class SpectralNorm(nn.Module):
         views: the unfoldings; none for a 1-d weight.
         vector_names: buffer names ``(u, v)`` per unfolding.
         vector_sizes: sizes of u and v, per unfolding.
-        kind: which sums make sigma (:mod:`fastsn.problem`).
+        kind: which sums make sigma (:mod:`fastsn.plan`).
         n_power_iterations: iterations per training forward.
         eps: lower bound of the norms the vectors are divided by.
         update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.

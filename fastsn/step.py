@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from fastsn.checks import is_claimed
 from fastsn.compute import Computed, attach, compute
 from fastsn.op import library
-from fastsn.problem import group_views, split_vectors
+from fastsn.plan import group_views, split_vectors
 
 if TYPE_CHECKING:
     from fastsn.parametrization import SpectralNorm

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastsn.op
-from fastsn.backend import requested_backend
-from fastsn.problem import group_views, split_vectors
+from fastsn.backends import requested_backend
+from fastsn.plan import group_views, split_vectors
 
 KINDS = {"sn": oracle.SN, "bsn": oracle.BSN, "v_first": oracle.SN_V_FIRST}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastsn
-from fastsn.backend import explain
+from fastsn.backends import explain
 
 #: The backends, and two ways to test the CUDA sources without a GPU: compiled for the host and run,
 #: and compiled by nvcc but not run.

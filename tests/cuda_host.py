@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsn import reference
-from fastsn.problem import BSN, SN, SN_V_FIRST, group_views
+from fastsn.backends import reference
+from fastsn.plan import BSN, SN, SN_V_FIRST, group_views
 
 EPS = 1e-12
 # what the simulated device has room for: blocks, and slots of shared memory for each

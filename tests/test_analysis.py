@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastsn
 from fastsn import analysis
-from fastsn.analysis.linear_map import ConvMap
+from fastsn.conv_map import ConvMap
 
 LAYERS = {
     (1, False): nn.Conv1d,

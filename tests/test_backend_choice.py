@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import fastsn
-from fastsn import backend as choice
-from fastsn import native, reference
+from fastsn import backends as choice
+from fastsn.backends import native, reference
 from fastsn.functional import spectral_normalize
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from cases import KINDS, Pairs, call, plain, random_pairs, same_bits, wide, wide
 from torch import Tensor
 
 import fastsn
-from fastsn.backend import explain
+from fastsn.backends import explain
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SIZES = [1, 1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 32, 41, 64, 97]

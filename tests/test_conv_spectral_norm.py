@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 import fastsn
 from fastsn import analysis
-from fastsn.conv import ConvSpectralNorm
+from fastsn.conv_norm import ConvSpectralNorm
 
 #: (layer class, its arguments, input size): every dimension, padding mode and way to be uneven.
 GEOMETRIES = {

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import orthogonal
 from torch.nn.utils.parametrizations import spectral_norm as torch_parametrization
 
 import fastsn
-from fastsn.problem import SN_V_FIRST
+from fastsn.plan import SN_V_FIRST
 
 PARAMETRIZED = {
     "parametrization": (torch_parametrization,) * 4,

@@ -19,8 +19,7 @@ import pytest
 import torch
 
 import fastsn
-from fastsn import native
-from fastsn.backend import explain
+from fastsn.backends import explain, native
 
 MODULE = Path(fastsn.__file__).with_name("_C_cuda.abi3.so")
 ARCHITECTURES = ("80", "90", "100")

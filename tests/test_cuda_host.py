@@ -29,9 +29,9 @@ from cuda_host import (
 from test_backends import EDGES, LARGE, check_accuracy, laid_out, random_case, random_shape
 
 import fastsn
-from fastsn import backend as choice
-from fastsn import reference
-from fastsn.problem import BSN, SN, SN_V_FIRST
+from fastsn import backends as choice
+from fastsn.backends import reference
+from fastsn.plan import BSN, SN, SN_V_FIRST
 
 # relative errors of results, of sums in the accumulation dtype, and of vectors
 ERRORS = {

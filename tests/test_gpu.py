@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fastsn
 from benchmarks.timing import device_work
-from fastsn.backend import explain
+from fastsn.backends import explain
 
 pytestmark = pytest.mark.gpu
 

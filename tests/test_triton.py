@@ -17,7 +17,8 @@ import pytest
 import torch
 from cases import KINDS
 
-from fastsn import triton_backend, triton_tables
+from fastsn.backends.triton import launch as triton_backend
+from fastsn.backends.triton import tables as triton_tables
 
 HERE = Path(__file__).parent
 
@@ -41,7 +42,7 @@ def laid_out(shape: Sequence[int], layout: str) -> torch.Tensor:
 
 
 def test_views_of_a_box_are_the_unfoldings_in_torch_order() -> None:
-    from fastsn.triton_plan import box_of
+    from fastsn.backends.triton.plan import box_of
 
     seen = set()
     for _ in range(400):
@@ -71,8 +72,8 @@ def test_views_of_a_box_are_the_unfoldings_in_torch_order() -> None:
 
 
 def test_plan_gives_every_weight_memory_of_its_own() -> None:
-    from fastsn import triton_walk as walk
-    from fastsn.triton_plan import TILES, make_plan
+    from fastsn.backends.triton import walk
+    from fastsn.backends.triton.plan import TILES, make_plan
 
     weights = [torch.empty(70, 40, 3, 3), torch.empty(513, 300), torch.empty(5, 65, 1, 1)]
     plan = make_plan(weights, [0, 0, 1], [oracle.BSN, oracle.SN, oracle.BSN], lambda table: table)
@@ -205,7 +206,7 @@ def test_arguments_that_would_lead_a_kernel_astray(change: dict[str, Any], messa
 
 
 def test_unsupported_weights_are_named() -> None:
-    from fastsn.triton_plan import make_plan
+    from fastsn.backends.triton.plan import make_plan
 
     good = torch.empty(2, 2)
     for bad, message in (
@@ -230,7 +231,7 @@ def test_interpreter_that_is_asked_for_too_late(monkeypatch: pytest.MonkeyPatch)
 
 def test_import_of_fastsn_imports_no_triton() -> None:
     code = (
-        "import sys, fastsn, torch; from fastsn.backend import explain; "
+        "import sys, fastsn, torch; from fastsn.backends import explain; "
         "explain(torch.device('cpu')); assert 'triton' not in sys.modules, 'imported'"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

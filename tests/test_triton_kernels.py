@@ -33,8 +33,9 @@ from triton_cases import (
 
 import fastsn
 from benchmarks.workloads import WORKLOADS, normalized_layers
-from fastsn import triton_backend, triton_tables
-from fastsn.backend import explain, requested_backend
+from fastsn.backends import explain, requested_backend
+from fastsn.backends.triton import launch as triton_backend
+from fastsn.backends.triton import tables as triton_tables
 from fastsn.op import spectral_normalize
 
 # NumPy, which interprets, warns of what kernels do on purpose (inf * 0), and of the interpreter.
@@ -64,11 +65,11 @@ def _no_plans_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["small"] if INTERPRETED else ["small", "usual"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastsn.triton_plan
+    import fastsn.backends.triton.plan
 
     if request.param == "small":
-        monkeypatch.setattr(fastsn.triton_plan, "TILES", SMALL_TILES)
-        monkeypatch.setattr(fastsn.triton_plan, "BLOCK", 16)
+        monkeypatch.setattr(fastsn.backends.triton.plan, "TILES", SMALL_TILES)
+        monkeypatch.setattr(fastsn.backends.triton.plan, "BLOCK", 16)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,12 +13,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastsn import triton_backend
-from fastsn.problem import accumulate_dtype
-from fastsn.triton_conclude import evaluate
-from fastsn.triton_forward import multiply_cols, multiply_rows, write_weights
-from fastsn.triton_gradients import inner_products, write_gradients
-from fastsn.triton_plan import BLOCK, TILES, triton_dtype
+from fastsn.backends.triton import launch as triton_backend
+from fastsn.backends.triton.conclude import evaluate
+from fastsn.backends.triton.forward import multiply_cols, multiply_rows, write_weights
+from fastsn.backends.triton.gradients import inner_products, write_gradients
+from fastsn.backends.triton.plan import BLOCK, TILES, triton_dtype
+from fastsn.plan import accumulate_dtype
 
 #: Kernels and the constants that choose between their forms; "scales": None means floats.
 KERNELS = {

@@ -11,9 +11,9 @@ import torch
 from cases import Group, Pairs, assert_near, random_pairs, wide, wide_pairs
 from torch import Tensor
 
-from fastsn.backend import requested_backend
+from fastsn.backends import requested_backend
 from fastsn.op import spectral_normalize
-from fastsn.problem import group_views, split_vectors
+from fastsn.plan import group_views, split_vectors
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

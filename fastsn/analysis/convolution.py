@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastsn.analysis.linear_map import ConvMap, Geometry, Size
+from fastsn.conv_map import ConvMap, Geometry, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

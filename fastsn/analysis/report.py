@@ -17,7 +17,6 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 from fastsn.analysis.convolution import map_norm, plain_copy
-from fastsn.analysis.linear_map import ConvMap, is_conv
 from fastsn.analysis.theory import (
     bsn_variance_bound,
     parameter_variance,
@@ -25,6 +24,7 @@ from fastsn.analysis.theory import (
     theorem2_bound,
 )
 from fastsn.analysis.tsuzuku import map_bounds
+from fastsn.conv_map import ConvMap, is_conv
 
 __all__ = ["LayerReport", "LayerRow", "layer_report"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsn.analysis.linear_map import ConvMap, Geometry, Size
+from fastsn.conv_map import ConvMap, Geometry, Size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.analysis import layer_report
-from fastsn.conv import ConvSpectralNorm
+from fastsn.conv_norm import ConvSpectralNorm
 from fastsn.convert import fold
 from fastsn.gan.sampling import evaluating
 from fastsn.parametrization import SpectralNorm

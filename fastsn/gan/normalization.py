@@ -11,11 +11,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 import fastsn
-from fastsn.analysis.linear_map import is_conv
+from fastsn.conv_map import is_conv
 from fastsn.gan.models import lecun_
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import register
-from fastsn.problem import BSN, SN
+from fastsn.plan import BSN, SN
 
 __all__ = ["METHODS", "SCALED", "SPREADABLE", "normalize", "spread_scales"]
 

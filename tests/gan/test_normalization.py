@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.analysis import conv_norm_of, spectral_norm_exact
-from fastsn.conv import ConvSpectralNorm
+from fastsn.conv_norm import ConvSpectralNorm
 from fastsn.gan.losses import gradient_penalty
 from fastsn.gan.models import NETWORKS, build
 from fastsn.gan.normalization import METHODS, SCALED, SPREADABLE, normalize, spread_scales

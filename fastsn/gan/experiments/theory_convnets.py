@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn.analysis import conv_norm, proposition1_bound, spectral_norm_exact, tsuzuku_alpha
-from fastsn.analysis.linear_map import ConvMap
+from fastsn.conv_map import ConvMap
 from fastsn.gan.experiments.theory_verdict import Row, generator
 
 __all__ = ["conv_net_rows"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsn.analysis import conv_norm, spectral_norm_exact, tsuzuku_alpha, tsuzuku_bounds
-from fastsn.analysis.linear_map import ConvMap
+from fastsn.conv_map import ConvMap
 from fastsn.gan.experiments.theory_verdict import (
     Row,
     Verdict,

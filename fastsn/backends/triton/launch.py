@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsn.problem import accumulate_dtype
-from fastsn.triton_tables import addresses, argument_table, bits, plan_of
+from fastsn.backends.triton.tables import addresses, argument_table, bits, plan_of
+from fastsn.plan import accumulate_dtype
 
 __all__ = ["backward", "forward", "import_error", "options", "unsupported_reasons"]
 
@@ -177,10 +177,10 @@ def forward(
     eps: float,
     out_dtype: torch.dtype | None,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """See :func:`fastsn.reference.forward`."""
-    from fastsn.triton_conclude import evaluate
-    from fastsn.triton_forward import multiply_cols, multiply_rows, write_weights
-    from fastsn.triton_plan import TILES, triton_dtype
+    """See :func:`fastsn.backends.reference.forward`."""
+    from fastsn.backends.triton.conclude import evaluate
+    from fastsn.backends.triton.forward import multiply_cols, multiply_rows, write_weights
+    from fastsn.backends.triton.plan import TILES, triton_dtype
 
     device, dtype = weights[0].device, weights[0].dtype
     accumulate = accumulate_dtype(dtype)
@@ -246,9 +246,9 @@ def backward(
     scale_tensor: Tensor | None,
     grad_dtype: torch.dtype,
 ) -> tuple[list[Tensor], Tensor]:
-    """See :func:`fastsn.reference.backward`."""
-    from fastsn.triton_gradients import inner_products, write_gradients
-    from fastsn.triton_plan import BLOCK, TILES, triton_dtype
+    """See :func:`fastsn.backends.reference.backward`."""
+    from fastsn.backends.triton.gradients import inner_products, write_gradients
+    from fastsn.backends.triton.plan import BLOCK, TILES, triton_dtype
 
     device, k = weights_sn[0].device, len(weights_sn)
     sigmas, vectors, view_stats = sigmas.contiguous(), vectors.contiguous(), view_stats.contiguous()

@@ -9,7 +9,7 @@ fastsn/reference.py has the mathematics. Sums are made as in fastsn/triton_forwa
 import triton
 import triton.language as tl
 
-from fastsn.triton_walk import (
+from fastsn.backends.triton.walk import (
     ARGUMENT_COLUMNS,
     CHUNK,
     CHUNKS,

@@ -2,7 +2,7 @@ r"""SN_Conv: weights normalized by the norm of the convolution itself, not of th
 
 The strict spectral normalization of Farnia et al. (2018), which section 4 of the paper compares
 with SN. With ``M`` the convolution as a linear map on inputs of one size
-(:class:`~fastsn.analysis.linear_map.ConvMap`), one power iteration is ``u = n(M v)``,
+(:class:`~fastsn.conv_map.ConvMap`), one power iteration is ``u = n(M v)``,
 ``v = n(M^T u)``, and
 
 .. math:: \sigma = \langle u, M v \rangle / (|u| |v|) = \langle W, S \rangle,
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastsn.analysis.linear_map import ConvMap, Size, is_conv
 from fastsn.checks import check_options, check_weight
 from fastsn.compute import autocast_dtype
-from fastsn.distributed import share_vectors
-from fastsn.problem import WARM_UP, accumulate_dtype
-from fastsn.serialization import adapt_class
+from fastsn.conv_map import ConvMap, Size, is_conv
+from fastsn.plan import WARM_UP, accumulate_dtype
+from fastsn.state.classes import adapt_class
+from fastsn.state.ranks import share_vectors
 
 __all__ = ["ConvSpectralNorm", "conv_spectral_norm"]
 
@@ -71,7 +71,7 @@ class ConvSpectralNorm(nn.Module):
         self.register_buffer("_u", weight.detach().new_empty(0))
         self.register_buffer("_v", weight.detach().new_empty(0))
         self._seen_shape: tuple[int, ...] | None = None
-        self._synchronized = False  # with the other ranks: fastsn.distributed
+        self._synchronized = False  # with the other ranks: fastsn.state.ranks
         if input_shape is not None:
             self._draw(weight, input_shape)
 

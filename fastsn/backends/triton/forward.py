@@ -22,8 +22,8 @@ counted there are integers. So repeated calls give the same bits, and so does ev
 import triton
 import triton.language as tl
 
-from fastsn.triton_conclude import conclude
-from fastsn.triton_walk import (
+from fastsn.backends.triton.conclude import conclude
+from fastsn.backends.triton.walk import (
     ALL_DONE,
     ARGUMENT_COLUMNS,
     COL_INVERSE,

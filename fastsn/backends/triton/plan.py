@@ -16,8 +16,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fastsn import triton_walk as walk
-from fastsn.problem import BSN, SN_V_FIRST, View, native_layout, views_of
+from fastsn.backends.triton import walk
+from fastsn.plan import BSN, SN_V_FIRST, View, native_layout, views_of
 
 __all__ = ["BLOCK", "TILES", "Box", "Plan", "Problem", "box_of", "make_plan", "triton_dtype"]
 

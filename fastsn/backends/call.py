@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsn.backend import select_backend
+from fastsn.backends import select_backend
 from fastsn.layout import contiguous, like_layouts, native_layouts, restore_layouts
-from fastsn.problem import accumulate_dtype, group_views
+from fastsn.plan import accumulate_dtype, group_views
 
 __all__ = ["backward", "fake_backward", "fake_forward", "forward", "store_vectors"]
 

@@ -70,11 +70,11 @@ class NativeBackend:
         return getattr(torch.ops, f"fastsn_{self._device}")
 
     def forward(self, *args: Any) -> Any:
-        """See :func:`fastsn.reference.forward`."""
+        """See :func:`fastsn.backends.reference.forward`."""
         return self.ops.forward(*args)
 
     def backward(self, *args: Any) -> Any:
-        """See :func:`fastsn.reference.backward`."""
+        """See :func:`fastsn.backends.reference.backward`."""
         return self.ops.backward(*args)
 
 

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsn.backends.reference import unfold
 from fastsn.functional import spectral_normalize
-from fastsn.problem import WARM_UP
-from fastsn.reference import unfold
-from fastsn.serialization import parametrizations_of
+from fastsn.plan import WARM_UP
+from fastsn.state.classes import parametrizations_of
 
 __all__ = ["convert_state_dict", "install_load_hook", "prepare_load"]
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fastsn.triton_plan import Plan
+    from fastsn.backends.triton.plan import Plan
 
 __all__ = ["addresses", "argument_table", "bits", "plan_of"]
 
@@ -46,7 +46,7 @@ def plan_of(weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
     key = (device, *dims, *kinds, *[(weight.shape, weight.stride()) for weight in weights])
     plan = _plans.get(key)
     if plan is None:
-        from fastsn.triton_plan import make_plan
+        from fastsn.backends.triton.plan import make_plan
 
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():

@@ -1,13 +1,13 @@
 """Triton kernels of forward, between multiplying and writing: what the sums of a weight amount to.
 
-The last program of :func:`fastsn.triton_forward.multiply_cols` to finish a weight concludes it; in
-an evaluation :func:`evaluate` has a program for each weight.
+The last program of ``forward.multiply_cols`` to finish a weight concludes it; in an evaluation
+:func:`evaluate` has a program for each weight.
 """
 
 import triton
 import triton.language as tl
 
-from fastsn.triton_walk import (
+from fastsn.backends.triton.walk import (
     ARGUMENT_COLUMNS,
     COL_INVERSE,
     COL_SQUARES,

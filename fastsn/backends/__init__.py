@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from fastsn import native, reference, triton_backend
+from fastsn.backends import native, reference
+from fastsn.backends.triton import launch as triton_backend
 
 __all__ = ["ORDER", "Backend", "explain", "requested_backend", "select_backend", "use_backend"]
 
@@ -26,7 +27,7 @@ Reasons = Callable[[torch.device, torch.dtype, "torch.dtype | None"], list[str]]
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of the two functions of :mod:`fastsn.reference`."""
+    """One implementation of the two functions of :mod:`fastsn.backends.reference`."""
 
     name: str
     forward: Callable[..., Any]

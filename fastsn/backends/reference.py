@@ -38,7 +38,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsn.problem import SN_V_FIRST, View, accumulate_dtype, group_views, split_vectors
+from fastsn.plan import SN_V_FIRST, View, accumulate_dtype, group_views, split_vectors
 
 __all__ = ["backward", "forward", "unsupported_reasons"]
 

@@ -57,6 +57,7 @@ def compile_kernel(name: str, target_name: str) -> Any:
     constants = {
         **dict.fromkeys(("W", "V", "G", "OUT"), triton_dtype(dtype)),
         "A": triton_dtype(accumulate),
+        "ALIGNED": True,
         "TILES": TILES,
         "BLOCK": BLOCK,
         "HIP": target.backend == "hip",

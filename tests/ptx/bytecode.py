@@ -17,7 +17,7 @@ LANES = 32
 def _blocks(kernel: Kernel) -> tuple[list[range], list[list[int]]]:
     """Stretches of code without a branch, and which ones follow each."""
     code, end = kernel.code, len(kernel.code)
-    leaves = [own.name in ("bra", "ret", "trap") for own in code]
+    leaves = [own.name in ("bra", "brx", "ret", "trap") for own in code]
     starts = {0, *kernel.labels.values(), *(i + 1 for i in range(end) if leaves[i])}
     starts = sorted(start for start in starts if start < end)
     blocks = [range(*pair) for pair in zip(starts, [*starts[1:], end], strict=True)]
@@ -25,8 +25,8 @@ def _blocks(kernel: Kernel) -> tuple[list[range], list[list[int]]]:
     following = []
     for block in blocks:
         last, after = code[block[-1]], []
-        if last.name == "bra":
-            after.append(kernel.labels[last.label])
+        if last.label:
+            after += kernel.branches(last)
         if not leaves[block[-1]] or last.guard:
             after.append(block.stop)
         following.append([number[i] for i in after if i < end])
@@ -119,6 +119,7 @@ def write(kernel: Kernel) -> str:
     """A kernel as the machine reads it."""
     places, size = _places(kernel)
     constants: dict[Constant, int] = {}
+    branches: list[int] = []
     lines = []
     for own in kernel.code:
         targets = [places[name] if name else -1 for name in own.targets]
@@ -128,12 +129,14 @@ def write(kernel: Kernel) -> str:
             else -1 - constants.setdefault(operand, len(constants))
             for operand in own.sources
         ]
+        first = len(branches) if own.label else -1
+        branches += kernel.branches(own) if own.label else []
         access = own.access
         fields: list[object] = [
             *(own.name, own.line, own.where),
             *(places[own.guard] if own.guard else -1, int(own.negated)),
             *(len(targets), *targets, len(sources), *sources),
-            *(own.immediate, own.second, kernel.labels[own.label] if own.label else -1),
+            *(own.immediate, own.second, first, len(branches) - first),
             *(access.space, access.count, access.bytes, access.register_bytes),
             *map(int, (access.signed, access.acquire, access.release, access.strong)),
         ]
@@ -141,10 +144,11 @@ def write(kernel: Kernel) -> str:
     parameters = list(kernel.parameters.values())
     shared = -(-kernel.shared_bytes // 16) * 16
     head = [kernel.name, size, shared, _granule_shift(kernel)]
-    head += [len(parameters), len(constants), len(lines)]
+    head += [len(parameters), len(constants), len(branches), len(lines)]
     return "\n".join([
         " ".join(map(str, head)),
         *(f"{own.offset} {own.bytes}" for own in parameters),
         *(f"{own.width} {own.bits & ALL}" for own in constants),
+        *map(str, branches),
         *lines,
     ])  # fmt: skip

@@ -54,7 +54,7 @@ def _triton() -> list[TritonMachine]:
 @pytest.fixture
 def triton(_triton: list[TritonMachine], require_backend: Require) -> TritonMachine:
     """For the Triton backend; compiled kernels stay."""
-    from fastsn.triton_backend import import_error
+    from fastsn.backends.triton.launch import import_error
 
     error = import_error()
     require_backend("triton", [*([error] if error else []), *build.missing_compiler()])

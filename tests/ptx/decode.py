@@ -129,6 +129,14 @@ def _branch(body: Any, own: Instruction, parts: list[str], operands: list[str]) 
     own.label = body._label(operands[0], body.serials[-1])
 
 
+def _branch_by_index(
+    body: Any, own: Instruction, parts: list[str], operands: list[str]
+) -> None:
+    own.name = "brx"
+    own.sources = [body.operand(operands[0], 4)]
+    own.label = body._label(operands[1], body.serials[-1])
+
+
 def _move(body: Any, own: Instruction, parts: list[str], operands: list[str]) -> None:
     kind = _type(parts)
     width = WIDTHS[kind]
@@ -219,6 +227,7 @@ DECODERS: dict[str, Decoder] = {
     "bar": _barrier,
     "barrier": _barrier,
     "bra": _branch,
+    "brx": _branch_by_index,
     "ret": _named("ret"),
     "exit": _named("ret"),
     "trap": _named("trap"),

@@ -73,9 +73,14 @@ class Kernel:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, list[str]] = field(default_factory=dict)  # labels to choose from
     widths: dict[str, int] = field(default_factory=dict)  # of registers
     shared: dict[str, int] = field(default_factory=dict)  # offsets of static shared memory
     shared_bytes: int = 0
+
+    def branches(self, own: Instruction) -> list[int]:
+        """Where a branch may lead."""
+        return [self.labels[label] for label in self.tables.get(own.label, [own.label])]
 
 
 def split(text: str) -> list[str]:

@@ -83,7 +83,7 @@ class _Body:
             offset += size
 
     def _read(self, position: int) -> None:
-        where, opened = "-", 0
+        where, latest, opened = "-", "", 0
         for match in self._tokens(position):
             if match["open"]:
                 opened += 1
@@ -99,10 +99,15 @@ class _Body:
             elif match["label"]:
                 label = self._label(match["label"], self.serials[-1])
                 self.kernel.labels[label] = len(self.kernel.code)
+                latest = label
             elif match["statement"]:
                 line = self.module.line_at(match.start("statement"))
                 statement = " ".join(re.sub(r"//[^\n]*", "", match["statement"]).split())
-                if statement.startswith("."):
+                if statement.startswith(".branchtargets"):
+                    names = split(statement.removeprefix(".branchtargets"))
+                    serial = self.serials[-1]
+                    self.kernel.tables[latest] = [self._label(name, serial) for name in names]
+                elif statement.startswith("."):
                     self._declare(statement)
                 else:
                     self._instruction(statement, Instruction(line, where))

@@ -280,6 +280,19 @@ def test_lanes_that_go_apart_meet_again(machine: Machine) -> None:
             assert run(machine, body)[:64].tolist() == expected
 
 
+def test_branches_by_index(machine: Machine) -> None:
+    body = """and.b32 %r4, %r1, 3;
+        $table: .branchtargets $zero, $two, $zero, $three;
+        brx.idx %r4, $table;
+        $zero: mov.u32 %r3, 0; bra $end;
+        $two: mov.u32 %r3, 2; bra $end;
+        $three: mov.u32 %r3, 3;
+        $end: st.global.u32 [%rd4], %r3;"""
+    assert run(machine, body)[:8].tolist() == [0, 2, 0, 3] * 2
+    with pytest.raises(Found, match="branch out of its table"):
+        run(machine, body.replace("%r4, %r1, 3", "%r4, %r1, 7"))
+
+
 def test_what_is_not_supported_is_named(machine: Machine) -> None:
     for body, message in (
         ("sin.approx.f32 %f1, %f2;", "sin.approx.f32"),

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastsn import triton_backend, triton_tables
+from fastsn.backends.triton import launch as triton_backend
+from fastsn.backends.triton import tables as triton_tables
 
 from . import build
 from .machine import Machine, flat
@@ -55,9 +56,9 @@ class _Allocations(TorchDispatchMode):
 class TritonMachine(Machine):
     """The two functions of the backend. ``strict`` as for :class:`ptx.cuda.CudaMachine`."""
 
-    def __init__(self, target: int = 90, *, fuse: bool = True) -> None:
+    def __init__(self, target: int = 90) -> None:
         super().__init__(build.machine())
-        self._target, self._fuse = GPUTarget("cuda", target, 32), fuse
+        self._target = GPUTarget("cuda", target, 32)
         self._compiled: dict[Any, _Compiled] = {}
         self.strict, self.found = True, ""
 
@@ -127,11 +128,8 @@ class TritonMachine(Machine):
         options = triton_backend.options(kernel.fn.__name__, accumulate)
         key = (kernel.fn.__name__, str(signature), str(constants), str(attributes), str(options))
         if key not in self._compiled:
-            result = triton.compile(
-                ASTSource(kernel, signature, constants, attributes),
-                target=self._target,
-                options={**options, "enable_fp_fusion": self._fuse},
-            )
+            source = ASTSource(kernel, signature, constants, attributes)
+            result = triton.compile(source, target=self._target, options=options)
             name = f"{kernel.fn.__name__}_{len(self._compiled)}"
             text = re.sub(rf"\b{result.metadata.name}\b", name, result.asm["ptx"])
             self.load_more(text)

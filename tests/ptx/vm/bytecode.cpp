@@ -18,7 +18,7 @@ const Operations& operations() {
     add_floats(o);
     add_accesses(o);
     add_shuffles(o);
-    o["bra"] = {nullptr, Control::kBranch};
+    o["bra"] = o["brx"] = {nullptr, Control::kBranch};
     o["ret"] = {nullptr, Control::kExit};
     o["trap"] = {nullptr, Control::kTrap};
     o["bar.sync"] = {nullptr, Control::kBlockBarrier};
@@ -39,7 +39,7 @@ Instruction read_instruction(std::istream& in) {
   in >> x.sources;
   for (int k = 0; k < x.sources; ++k) in >> x.source[k];
   Access& a = x.access;
-  in >> x.immediate >> x.second >> x.branch >> space >> a.count >> a.bytes >> a.register_bytes >>
+  in >> x.immediate >> x.second >> x.branch >> x.branches >> space >> a.count >> a.bytes >> a.register_bytes >>
       is_signed >> acquire >> release >> strong;
   x.negated = negated;
   a.space = static_cast<Space>(space);
@@ -55,9 +55,9 @@ Instruction read_instruction(std::istream& in) {
 std::unique_ptr<Kernel> read_kernel(const std::string& text) {
   std::istringstream in(text);
   auto kernel = std::make_unique<Kernel>();
-  size_t parameters, constants, instructions;
+  size_t parameters, constants, branches, instructions;
   in >> kernel->name >> kernel->register_bytes >> kernel->shared_bytes >> kernel->granule_shift >>
-      parameters >> constants >> instructions;
+      parameters >> constants >> branches >> instructions;
   kernel->parameters.resize(parameters);
   for (Parameter& own : kernel->parameters) in >> own.offset >> own.bytes;
   kernel->constants.resize(constants * kConstantBytes);
@@ -67,6 +67,8 @@ std::unique_ptr<Kernel> read_kernel(const std::string& text) {
     in >> width >> bits;
     fill(&kernel->constants[k * kConstantBytes], width, bits);
   }
+  kernel->branches.resize(branches);
+  for (s32& place : kernel->branches) in >> place;
   std::map<std::string, int> unknown;
   for (size_t k = 0; k < instructions; ++k) {
     Instruction& own = kernel->code.emplace_back(read_instruction(in));

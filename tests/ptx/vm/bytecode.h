@@ -73,7 +73,7 @@ struct Instruction {
   s32 target[8], source[10];
   s64 immediate = 0;  // offset of an address, number of pending copies, way to combine
   s32 second = 0;     // the other offset of a copy
-  s32 branch = -1;
+  s32 branch = -1, branches = 0;  // the first place among the kernel's, and how many to choose from
   s32 line = 0;  // of the PTX
   Access access;
   Counts counts;
@@ -90,6 +90,7 @@ struct Kernel {
   s64 register_bytes = 0, shared_bytes = 0;
   s32 granule_shift = 2;  // of the smallest access to shared memory
   std::vector<Instruction> code;
+  std::vector<s32> branches;    // places in the code
   std::vector<char> constants;  // each 32 times, in kConstantBytes
 
   s64 parameter_bytes() const {

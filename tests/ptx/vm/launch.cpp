@@ -186,13 +186,22 @@ bool Launch::choose_lanes(Warp& warp) {
   return true;
 }
 
-void Launch::branch(Warp& warp, const Instruction& in, u32 taken) {
-  if (taken == warp.active || taken == 0) {
-    warp.next = taken ? in.branch : warp.next + 1;
+void Launch::branch(Warp& warp, Instruction& in, u32 taken) {
+  const s32* places = &kernel_.branches[in.branch];
+  if (in.sources == 0 && (taken == warp.active || taken == 0)) {
+    warp.next = taken ? places[0] : warp.next + 1;
     return;
   }
-  for_lanes(warp.active,
-            [&](int lane) { warp.at[lane] = taken >> lane & 1 ? in.branch : warp.next + 1; });
+  for_lanes(warp.active, [&](int lane) {
+    warp.at[lane] = warp.next + 1;
+    if (!(taken >> lane & 1)) return;
+    const u32 index = in.sources ? source<u32>(warp, in, 0)[lane] : 0;
+    if (index >= static_cast<u32>(in.branches)) {
+      report(warp, lane, in, "branch out of its table");
+      return;
+    }
+    warp.at[lane] = places[index];
+  });
   choose_lanes(warp);
 }
 

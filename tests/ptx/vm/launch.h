@@ -106,7 +106,7 @@ class Launch {
   void start_warp(Block& block, int index);
   Stop run_warp(Warp& warp, s64 instructions);
   bool choose_lanes(Warp& warp);
-  void branch(Warp& warp, const Instruction& in, u32 taken);
+  void branch(Warp& warp, Instruction& in, u32 taken);
   bool meet(Warp& warp, Instruction& in, u32 lanes);
   bool exit_lanes(Warp& warp, Instruction& in, u32 lanes);
   void stop_warp(Warp& warp, Stop stop);

@@ -58,7 +58,7 @@ def compile_kernel(name: str, target_name: str) -> Any:
         **dict.fromkeys(("W", "V", "G", "OUT"), triton_dtype(dtype)),
         "A": triton_dtype(accumulate),
         "ALIGNED": True,
-        "TILES": TILES,
+        "TILES": 2 * TILES,
         "BLOCK": BLOCK,
         "HIP": target.backend == "hip",
         **chosen,

@@ -42,6 +42,7 @@ from fastsn.backends.triton.walk import (
     INDEX,
     KEEP,
     LONG,
+    LONG_IN_VECTORS,
     PROBLEM_COLUMNS,
     RESULT,
     ROW_INVERSE,
@@ -125,13 +126,13 @@ def multiply_rows(
     shape = shape_of(problem, ALIGNED)
     for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
-            TA: tl.constexpr = TILES[k % SHAPES][0]
-            TB: tl.constexpr = TILES[k % SHAPES][1]
-            TC: tl.constexpr = TILES[k % SHAPES][2]
+            TA: tl.constexpr = TILES[k][0]
+            TB: tl.constexpr = TILES[k][1]
+            TC: tl.constexpr = TILES[k][2]
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
             source = memory(argument + SOURCE, first, W, k >= SHAPES)
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(sums.dtype.element_ty)
-            if k % SHAPES != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 _multiply_rows_view(
                     weight, problem, argument, tile, sums, scalars, counters,
                     0, V, FIRST, EVALUATE, TA, TB, TC,
@@ -222,17 +223,17 @@ def multiply_cols(
     added = 0
     for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
-            TA: tl.constexpr = TILES[k % SHAPES][0]
-            TB: tl.constexpr = TILES[k % SHAPES][1]
-            TC: tl.constexpr = TILES[k % SHAPES][2]
+            TA: tl.constexpr = TILES[k][0]
+            TB: tl.constexpr = TILES[k][1]
+            TC: tl.constexpr = TILES[k][2]
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
             source = memory(argument + SOURCE, first, W, k >= SHAPES)
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(sums.dtype.element_ty)
-            if k % SHAPES != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 _multiply_cols_view(weight, problem, tile, sums, scalars, 0, TA, TB, TC)
             _multiply_cols_view(weight, problem, tile, sums, scalars, 1, TA, TB, TC)
             publish(HIP)  # the tile's parts, before it is counted as done
-            if k % SHAPES != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 added += _add_cols_view(
                     problem, argument, tile, sums, scalars, counters, 0, TA, TB, TC
                 )
@@ -300,14 +301,14 @@ def write_weights(
     shape = shape_of(problem, ALIGNED)
     for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
-            TA: tl.constexpr = TILES[k % SHAPES][0]
-            TB: tl.constexpr = TILES[k % SHAPES][1]
-            TC: tl.constexpr = TILES[k % SHAPES][2]
+            TA: tl.constexpr = TILES[k][0]
+            TB: tl.constexpr = TILES[k][1]
+            TC: tl.constexpr = TILES[k][2]
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
             source = memory(argument + SOURCE, first, W, k >= SHAPES)
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(factor.dtype)
             target = memory(argument + RESULT, first, OUT, k >= SHAPES)
             tl.store(target + offsets, (weight * factor).to(OUT), mask=mask)
-            if k % SHAPES != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 _write_view(problem, argument, tile, sums, scalars, vectors, keep, 0, V, TA, TB, TC)
             _write_view(problem, argument, tile, sums, scalars, vectors, keep, 1, V, TA, TB, TC)

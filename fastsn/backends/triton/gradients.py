@@ -18,6 +18,7 @@ from fastsn.backends.triton.walk import (
     FIRST_TILE,
     INDEX,
     LONG,
+    LONG_IN_VECTORS,
     PROBLEM_COLUMNS,
     RESULT,
     ROW_VECTOR,
@@ -122,11 +123,11 @@ def write_gradients(
     to_direction = quotient(pull, sigma)
     for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
-            TA: tl.constexpr = TILES[k % SHAPES][0]
-            TB: tl.constexpr = TILES[k % SHAPES][1]
-            TC: tl.constexpr = TILES[k % SHAPES][2]
+            TA: tl.constexpr = TILES[k][0]
+            TB: tl.constexpr = TILES[k][1]
+            TC: tl.constexpr = TILES[k][2]
             direction = _direction(problem, tile, vectors, view_stats, to_direction, 1, TA, TB, TC)
-            if k % SHAPES != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 direction += _direction(
                     problem, tile, vectors, view_stats, to_direction, 0, TA, TB, TC
                 )

@@ -234,7 +234,7 @@ def forward(
         concluded = scale_tensor, sigmas, view_stats
 
         def launch(kernel: Any, *args: Any) -> None:
-            _launch(kernel, plan.tiles, accumulate, *common, *args, aligned, TILES)
+            _launch(kernel, plan.tiles, accumulate, *common, *args, aligned, 2 * TILES)
 
         if n_power_iterations == 0:
             launch(multiply_rows, counters, w, v, True, True)
@@ -294,6 +294,6 @@ def backward(
         _launch(
             write_gradients, plan.tiles, vectors.dtype,
             plan.tile_problems, *tables, products, scale_tensor, sigmas, grad_sigmas, vectors,
-            view_stats, grad_scales, g, triton_dtype(grad_dtype), aligned, TILES,
+            view_stats, grad_scales, g, triton_dtype(grad_dtype), aligned, 2 * TILES,
         )  # fmt: skip
     return results, grad_scales

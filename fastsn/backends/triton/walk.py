@@ -23,6 +23,7 @@ SHAPES = tl.constexpr(3)
 # elements, which are 16 bytes or more in every dtype. Its tiles have the same shape, and its number
 # is SHAPES higher.
 VECTOR = tl.constexpr(8)
+LONG_IN_VECTORS = tl.constexpr(3)
 
 # Columns of the table of problems: a row per weight, int64. It depends on shapes only.
 SHAPE = tl.constexpr(0)

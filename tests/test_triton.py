@@ -413,6 +413,11 @@ def test_kernels_compile_for_every_target_without_spills(
     assert list(compiler.TARGETS) == TARGETS and list(compiler.KERNELS) == KERNELS
     compiled = compiler.compile_kernel(name, target)
     assert list(compiler.spilled(compiled, tmp_path)) == [0, 0]
+    if "ptx" in compiled.asm and name != "evaluate":
+        text = compiled.asm["ptx"]
+        assert re.search(r"ld\.global\S*\.v4\.b32", text), "no load of 16 bytes"
+        stores = re.search(r"st\.global\S*\.v4\.b32", text)
+        assert bool(stores) == (name in ("weights", "gradients"))
     if (target, name) == ("gfx942", "cols"):
         # every wave waits for its stores, then for the others, before one of them counts the tile
         waits = r"#ASMSTART\s+s_waitcnt vmcnt\(0\).*?#ASMEND(.*?)global_atomic_add"

@@ -130,7 +130,7 @@ def multiply_rows(
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
-            source = memory(argument + SOURCE, first, W, k >= SHAPES)
+            source = memory(argument + SOURCE, W, k >= SHAPES) + first
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(sums.dtype.element_ty)
             if k != LONG and k != LONG_IN_VECTORS:
                 _multiply_rows_view(
@@ -227,7 +227,7 @@ def multiply_cols(
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
-            source = memory(argument + SOURCE, first, W, k >= SHAPES)
+            source = memory(argument + SOURCE, W, k >= SHAPES) + first
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(sums.dtype.element_ty)
             if k != LONG and k != LONG_IN_VECTORS:
                 _multiply_cols_view(weight, problem, tile, sums, scalars, 0, TA, TB, TC)
@@ -305,9 +305,9 @@ def write_weights(
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
-            source = memory(argument + SOURCE, first, W, k >= SHAPES)
+            source = memory(argument + SOURCE, W, k >= SHAPES) + first
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(factor.dtype)
-            target = memory(argument + RESULT, first, OUT, k >= SHAPES)
+            target = memory(argument + RESULT, OUT, k >= SHAPES) + first
             tl.store(target + offsets, (weight * factor).to(OUT), mask=mask)
             if k != LONG and k != LONG_IN_VECTORS:
                 _write_view(problem, argument, tile, sums, scalars, vectors, keep, 0, V, TA, TB, TC)

@@ -47,15 +47,14 @@ def _inner_product(
     argument, start, end, size,
     G: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, IN_VECTORS: tl.constexpr,
 ):  # fmt: skip
-    grad = memory(argument + SOURCE, 0, G, IN_VECTORS)
-    weight_sn = memory(argument + WEIGHT_SN, 0, G, IN_VECTORS)
+    grad = memory(argument + SOURCE, G, IN_VECTORS)
+    weight_sn = memory(argument + WEIGHT_SN, G, IN_VECTORS)
     if IN_VECTORS:
-        size = tl.multiple_of(size, VECTOR)
+        # so written that the compiler sees it: a hint on an argument does not reach it
+        start, size = start // VECTOR * VECTOR, size // VECTOR * VECTOR
     product = tl.full([], 0.0, tl.float64)
-    for first in range(start, end, BLOCK):
-        if IN_VECTORS:
-            first = tl.multiple_of(first, VECTOR)
-        offsets = first + tl.arange(0, BLOCK)
+    for block in range(0, tl.cdiv(end - start, BLOCK)):
+        offsets = start + block * BLOCK + tl.arange(0, BLOCK)
         g = tl.load(grad + offsets, mask=offsets < size, other=0.0).to(A)
         w = tl.load(weight_sn + offsets, mask=offsets < size, other=0.0).to(A)
         product += tl.sum(g * w, 0).to(tl.float64)
@@ -132,8 +131,8 @@ def write_gradients(
                     problem, tile, vectors, view_stats, to_direction, 0, TA, TB, TC
                 )
             first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
-            source = memory(argument + SOURCE, first, G, k >= SHAPES)
+            source = memory(argument + SOURCE, G, k >= SHAPES) + first
             grad = tl.load(source + offsets, mask=mask, other=0.0).to(direction.dtype)
             result = grad * to_grad - direction
-            target = memory(argument + RESULT, first, OUT, k >= SHAPES)
+            target = memory(argument + RESULT, OUT, k >= SHAPES) + first
             tl.store(target + offsets, result.to(OUT), mask=mask)

@@ -145,9 +145,9 @@ def shape_of(problem, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def memory(argument, first, T: tl.constexpr, IN_VECTORS: tl.constexpr):
-    """Where element ``first`` of the tensor lies whose address the table of arguments has."""
-    pointer = tl.load(argument).to(tl.pointer_type(T)) + first
+def memory(argument, T: tl.constexpr, IN_VECTORS: tl.constexpr):
+    """Where the tensor begins whose address the table of arguments has."""
+    pointer = tl.load(argument).to(tl.pointer_type(T))
     if IN_VECTORS:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -183,6 +183,8 @@ def elements(
     left_b = tl.minimum(size_b - first_b, TB).to(tl.int32)
     left_c = tl.minimum(size_c - first_c, TC).to(tl.int32)
     first = first_a * stride_a + first_b * stride_b + first_c * stride_c
+    if IN_VECTORS:
+        first = tl.multiple_of(first, VECTOR)
     return first, offsets, (a < left_a) & (b < left_b) & (c < left_c)
 
 

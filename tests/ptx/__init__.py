@@ -10,8 +10,7 @@ It knows no time, caches or occupancy, nor what ptxas makes of the PTX.
 * ``parser.py`` and ``decode.py`` read PTX, ``bytecode.py`` gives its registers places and writes it
   for the machine
 * ``vm/`` is the machine: ``launch.cpp`` takes turns, ``checks.cpp`` checks, ``accesses.cpp`` and
-  other files have the instructions, ``runtime.cpp`` is the part of the CUDA runtime that the host
-  side of csrc/cuda calls; ``build.py`` compiles it
+  other files have the instructions, ``door.cpp`` is csrc/cuda/launch.h; ``build.py`` compiles it
 * ``machine.py`` is its Python side, ``cuda.py`` runs csrc/cuda and ``triton_machine.py`` the Triton
   backend on it
 * ``report.py`` writes docs/gpu-arithmetic.md from the counts

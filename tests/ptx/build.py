@@ -86,20 +86,22 @@ def _only_one() -> Iterator[None]:
         yield
 
 
-def _place(command: Sequence[str], sources: Sequence[Path], suffix: str) -> Path:
-    """Where the result of a command lies that reads these files and headers beside them."""
+def _place(command: Sequence[str], source: Path, suffix: str) -> Path:
+    """Where the result of a command lies that reads a file and headers."""
     digest = hashlib.sha256()
     for part in (*command, _version(command[0])):
         digest.update(part.replace(str(ROOT), "").encode() + b"\0")
-    headers = {header for source in sources for header in _headers(source)}
-    for file in [*sources, *sorted(headers)]:
+    for file in [source, *_headers(source)]:
         digest.update(file.read_bytes() + b"\0")
-    return BUILD / f"{sources[0].stem}-{digest.hexdigest()[:16]}{suffix}"
+    return BUILD / f"{source.stem}-{digest.hexdigest()[:16]}{suffix}"
 
 
 def _headers(source: Path) -> list[Path]:
-    folder = source.parent.parent if source.parent.name == "cuda" else source.parent
-    return [path for path in folder.rglob("*") if path.suffix in (".h", ".cuh")]
+    """All that a source may include."""
+    csrc = source.parent.parent if source.parent.name == "cuda" else ROOT / "csrc"
+    folders = [csrc] if source.suffix == ".cu" else [csrc, VM]
+    headers = [path for folder in folders for path in folder.rglob("*.*h")]
+    return sorted(path for path in headers if path.suffix in (".h", ".cuh"))
 
 
 class Job(NamedTuple):
@@ -110,7 +112,7 @@ class Job(NamedTuple):
     suffix: str = ".o"
 
     def run(self) -> Path:
-        result = _place(self.command, [self.source], self.suffix)
+        result = _place(self.command, self.source, self.suffix)
         if not result.exists():
             unfinished = result.with_suffix(f".unfinished{self.suffix}")
             _run([*self.command, str(self.source), "-o", str(unfinished)])
@@ -166,19 +168,13 @@ def cuda_ptx(csrc: Path = ROOT / "csrc", architecture: int = 90) -> list[Path]:
 
 
 def cuda_library() -> Path:
-    """The ops of csrc/cuda for CPU tensors, with the machine behind the CUDA runtime's names."""
-    nvcc, csrc = _nvcc() or "nvcc", ROOT / "csrc"
-    host = ["-std=c++20", "-Xcompiler", "-fPIC,-fno-gnu-unique", *TORCH_FLAGS, "-c"]
-    # of the kernels only PTX is in these objects, and not read: cuda_ptx has it
-    device = [nvcc, "-gencode", "arch=compute_90,code=compute_90", "--expt-relaxed-constexpr"]
+    """The ops of csrc/cuda for CPU tensors, with the machine behind csrc/cuda/launch.h."""
+    csrc, compiler = ROOT / "csrc", os.environ.get("CXX", "g++")
+    flags = [*COMMON, "-O1", "-fno-gnu-unique", "-DFASTSN_HOST", *TORCH_FLAGS]
     # a namespace of their own, because the host shim's ops may be loaded beside these
-    binding = [nvcc, "-DFASTSN_HOST", "-Dfastsn_cuda_host=fastsn_cuda_ptx", "-O1", *host]
-    jobs = [
-        *_core(),
-        Job([nvcc, "-O1", *host], VM / "runtime.cpp"),
-        *(Job(binding, source) for source in sorted((csrc / "cuda").glob("*.cpp"))),
-        *(Job([*device, "-O1", *host], source) for source in cuda_sources(csrc)),
-    ]
+    command = [compiler, *flags, "-Dfastsn_cuda_host=fastsn_cuda_ptx", f"-I{csrc}", "-c"]
+    sources = [VM / "door.cpp", *sorted((csrc / "cuda").glob("*.cpp"))]
+    jobs = [*_core(), *(Job(command, source) for source in sources)]
     wrap = "-Wl,--wrap=aoti_torch_empty_strided"
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     with _only_one():

@@ -78,11 +78,16 @@ std::map<std::string, std::unique_ptr<Kernel>>& kernels() {
 }
 
 void launch(const std::string& name, u32 blocks, u32 threads, s64 shared_bytes,
-            const void* const* parameters) {
+            const void* const* parameters, s64 parameter_bytes, s64 used_bytes) {
   if (!kernels().count(name) && translate) translate(name.c_str());
   const auto found = kernels().find(name);
   if (found == kernels().end()) throw std::runtime_error("expected a kernel, got " + name);
-  Launch(*found->second, blocks, threads, shared_bytes, parameters).run();
+  Kernel& kernel = *found->second;
+  if (parameter_bytes >= 0 && parameter_bytes != kernel.parameter_bytes()) {
+    throw std::runtime_error(name + " takes " + std::to_string(kernel.parameter_bytes()) +
+                             " bytes of parameters, got " + std::to_string(parameter_bytes));
+  }
+  Launch(kernel, blocks, threads, shared_bytes, parameters, used_bytes).run();
 }
 
 }  // namespace ptx

@@ -120,6 +120,9 @@ u8* Launch::at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bo
     report(warp, lane, in, "access out of bounds", "parameters + " + std::to_string(offset));
     return nullptr;
   }
+  if (offset + static_cast<u64>(bytes) > used_bytes_) {
+    report(warp, lane, in, "read of what nobody wrote", "parameters + " + std::to_string(offset));
+  }
   return &parameters_[offset];
 }
 

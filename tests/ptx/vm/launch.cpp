@@ -53,13 +53,14 @@ void Launch::report(const Warp& warp, int lane, const Instruction& in, const std
 }
 
 Launch::Launch(Kernel& kernel, u32 blocks, u32 threads, s64 shared_bytes,
-               const void* const* parameters)
+               const void* const* parameters, s64 used_bytes)
     : kernel_(kernel),
       blocks_(blocks),
       threads_(threads),
       shared_bytes_(kernel.shared_bytes + shared_bytes),
       first_epoch_(next_epoch),
       parameters_(kernel.parameter_bytes()),
+      used_bytes_(used_bytes < 0 ? parameters_.size() : static_cast<u64>(used_bytes)),
       random_(static_cast<u64>(options().seed)),
       last_(kernel.code.size()) {
   if (blocks == 0 || threads == 0 || threads % kLanes != 0 || threads > 1024) {
@@ -68,7 +69,8 @@ Launch::Launch(Kernel& kernel, u32 blocks, u32 threads, s64 shared_bytes,
   }
   for (size_t k = 0; k < kernel.parameters.size(); ++k) {
     const Parameter& own = kernel.parameters[k];
-    std::memcpy(&parameters_[own.offset], parameters[k], own.bytes);
+    const s64 used = std::min(own.bytes, static_cast<s64>(used_bytes_) - own.offset);
+    if (used > 0) std::memcpy(&parameters_[own.offset], parameters[k], used);
   }
   waiting_blocks_.resize(blocks);
   std::iota(waiting_blocks_.rbegin(), waiting_blocks_.rend(), 0);  // taken from the end

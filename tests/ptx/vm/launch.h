@@ -75,7 +75,8 @@ std::vector<Cost>& costs();
 
 class Launch {
  public:
-  Launch(Kernel& kernel, u32 blocks, u32 threads, s64 shared_bytes, const void* const* parameters);
+  Launch(Kernel& kernel, u32 blocks, u32 threads, s64 shared_bytes, const void* const* parameters,
+         s64 used_bytes);
   void run();
 
   void report(const Warp& warp, int lane, const Instruction& in, const std::string& kind,
@@ -125,6 +126,7 @@ class Launch {
   const s64 shared_bytes_;
   u32 first_epoch_;
   std::vector<u8> parameters_;
+  const u64 used_bytes_;  // of them
   std::vector<int> waiting_blocks_;
   std::map<int, std::unique_ptr<Block>> running_;
   std::deque<Warp*> ready_;

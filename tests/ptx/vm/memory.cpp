@@ -9,8 +9,16 @@ s64 Allocation::unwritten() const {
   return std::count_if(cells.begin(), cells.end(), [](Cell c) { return c.writer == kNobody; });
 }
 
-void Allocation::write_by_host() {
-  for (Cell& cell : cells) cell = {kHost, 0, kNobody, 0};
+void Allocation::write_by_host(u64 first, u64 last) {
+  for (u64 k = first; k <= last; ++k) cells[k] = {kHost, 0, kNobody, 0};
+}
+
+void Memory::write_by_host(const void* address, s64 bytes) {
+  const u64 first = reinterpret_cast<u64>(address);
+  Allocation* own = find(first);
+  if (bytes == 0 || !own) return;
+  const u64 offset = first - own->base;
+  own->write_by_host(offset >> own->shift, (offset + bytes - 1) >> own->shift);
 }
 
 Memory& memory() {
@@ -34,7 +42,7 @@ Allocation& Memory::add(const void* base, s64 bytes, int granule, bool written,
   const s64 cells = (bytes + granule - 1) >> shift;
   auto own =
       std::make_unique<Allocation>(Allocation{begin, bytes, shift, name, std::vector<Cell>(cells)});
-  if (written) own->write_by_host();
+  if (written) own->write_by_host(0, own->cells.size() - 1);
   return *(allocations_[begin] = std::move(own));
 }
 

@@ -38,7 +38,7 @@ struct Allocation {
   std::vector<Cell> cells;
 
   s64 unwritten() const;  // granules
-  void write_by_host();
+  void write_by_host(u64 first, u64 last);  // granules
 };
 
 class Memory {
@@ -46,6 +46,7 @@ class Memory {
   Allocation& add(const void* base, s64 bytes, int granule, bool written, const std::string& name);
   void clear() { allocations_.clear(); }
   Allocation* find(u64 address);
+  void write_by_host(const void* address, s64 bytes);
   std::string describe(u64 address);
   template <typename Function>
   void each(Function function) {

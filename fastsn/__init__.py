@@ -5,12 +5,12 @@ Public names are listed in ``__all__``; the data's path is in the README.
 
 from fastsn import analysis, functional
 from fastsn.apply import apply
-from fastsn.backends import use_backend
+from fastsn.backends import set_backend, use_backend
 from fastsn.conv_norm import conv_spectral_norm
 from fastsn.convert import convert, fold
-from fastsn.group import SpectralNormGroup
+from fastsn.group import SpectralNormGroup, group_of
 from fastsn.parametrization import spectral_norm
-from fastsn.state.layouts import convert_state_dict
+from fastsn.state.layouts import convert_state_dict, load_plain_state_dict
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,9 @@ __all__ = [
     "convert_state_dict",
     "fold",
     "functional",
+    "group_of",
+    "load_plain_state_dict",
+    "set_backend",
     "spectral_norm",
     "use_backend",
 ]

@@ -117,8 +117,8 @@ def apply(
         adopt(layer, "weight", norm)
         if norm.training:  # as registering one by one does, by reading the weight once
             norm.advance(parametrizations_of(layer)["weight"].original)
-            norm.forget_weight()
-    return SpectralNormGroup(model, notes)
+            norm.state.forget_weight()
+    return SpectralNormGroup(model, notes, exclude=_patterns("exclude", exclude))
 
 
 def _register(layers: list[Any], norms: list[SpectralNorm]) -> None:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 import weakref
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.state.classes import parametrizations_of
 
-__all__ = ["check_options", "check_weight", "claim_weight", "is_claimed"]
+__all__ = ["check_options", "check_update", "check_weight", "claim_weight", "normalizes_itself"]
 
 
-def check_options(n_power_iterations: int, eps: float, scale: float | Tensor, update: str) -> None:
+def check_options(
+    n_power_iterations: int, eps: float, scale: float | Tensor, update: str = "forward"
+) -> None:
     """Raises for options no weight could be normalized with."""
+    _check_type("n_power_iterations", n_power_iterations, int, "an int")
     if n_power_iterations <= 0:
         raise ValueError(
             "Expected n_power_iterations to be positive, but "
             f"got n_power_iterations={n_power_iterations}"
         )
+    _check_type("eps", eps, (int, float), "a number")
     if not eps >= 0 or math.isinf(eps):
         raise ValueError(f"Expected eps to be non-negative and finite, but got eps={eps}")
-    if update not in ("forward", "step"):
-        raise ValueError(f"expected update to be 'forward' or 'step', got {update!r}")
+    check_update(update)
     if isinstance(scale, Tensor):
         if scale.ndim != 0 or not scale.is_floating_point():
             raise ValueError(
@@ -32,11 +36,21 @@ def check_options(n_power_iterations: int, eps: float, scale: float | Tensor, up
             )
         number = float(scale.detach()) if scale.device.type != "meta" else 1.0
     else:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-            raise TypeError(f"expected scale to be a number or a 0-d tensor, got {scale!r}")
+        _check_type("scale", scale, (int, float), "a number or a 0-d tensor")
         number = float(scale)
     if number == 0 or not math.isfinite(number):
         raise ValueError(f"expected scale to be finite and not zero, got {number}")
+
+
+def check_update(update: str) -> None:
+    """Raises unless it is one of the two ways to advance vectors."""
+    if update not in ("forward", "step"):
+        raise ValueError(f"expected update to be 'forward' or 'step', got {update!r}")
+
+
+def _check_type(name: str, value: object, types: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"expected {name} to be {what}, got {value!r}")
 
 
 def check_weight(module: nn.Module, name: str) -> Tensor:
@@ -55,6 +69,15 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
             "torch.nn.utils.spectral_norm or weight_norm already normalizes: "
             "fastsn.convert(model) takes over torch's spectral norms"
         )
+    if reason := normalizes_itself(module, name):
+        raise ValueError(
+            f"expected '{name}' of {module} not to be normalized by the layer itself, got {reason}"
+        )
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+        raise ValueError(
+            f"expected '{name}' of {module} to change by optimizers alone, got max_norm="
+            f"{module.max_norm}, with which a forward rescales rows of the normalized weight"
+        )
     if not (weight.is_floating_point() or weight.is_complex()):
         raise TypeError(
             f"expected '{name}' of {module} to be floating or complex, got {weight.dtype}"
@@ -71,6 +94,16 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
+def normalizes_itself(module: nn.Module, name: str) -> str:
+    """By what a layer normalizes its weight, of what is known by name; ``""`` where nothing is."""
+    for buffer, library in (("u0", "BigGAN"), ("sn_u", "mimicry")):
+        if buffer in module._buffers:
+            return f"a {type(module).__name__} with a buffer '{buffer}', as {library}'s layers have"
+    if f"{name}_g" in module._parameters and f"{name}_v" in module._parameters:
+        return "torch.nn.utils.weight_norm on it"
+    return ""
+
+
 # Which layer normalizes a parameter, to notice tied weights. Keyed by id, with no reference to the
 # parameter, because torch refuses to swap tensors that are weakly referenced.
 _owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
@@ -78,12 +111,8 @@ _owners: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 
 def claim_weight(weight: Tensor, module: nn.Module, name: str) -> None:
     """Notes that ``module`` normalizes ``weight``, as its ``name``."""
-    _owners[id(weight)] = weakref.ref(module), name
-
-
-def is_claimed(weight: Tensor) -> bool:
-    """Whether a layer normalizes ``weight``, or has done so; quick."""
-    return id(weight) in _owners
+    key = id(weight)
+    _owners[key] = weakref.ref(module, lambda _: _owners.pop(key, None)), name
 
 
 def _is_owned(weight: Tensor) -> bool:

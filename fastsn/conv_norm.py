@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fastsn import regions
 from fastsn.checks import check_options, check_weight
-from fastsn.compute import autocast_dtype
 from fastsn.conv_map import ConvMap, Size, is_conv
+from fastsn.forward import State, autocast_dtype, iterations_now
 from fastsn.plan import WARM_UP, accumulate_dtype
 from fastsn.state.classes import adapt_class
 from fastsn.state.ranks import share_vectors
@@ -71,7 +72,7 @@ class ConvSpectralNorm(nn.Module):
         self.register_buffer("_u", weight.detach().new_empty(0))
         self.register_buffer("_v", weight.detach().new_empty(0))
         self._seen_shape: tuple[int, ...] | None = None
-        self._synchronized = False  # with the other ranks: fastsn.state.ranks
+        self.state = State(self)
         if input_shape is not None:
             self._draw(weight, input_shape)
 
@@ -98,16 +99,33 @@ class ConvSpectralNorm(nn.Module):
         out_dtype = autocast_dtype(weight) or weight.dtype
         with _no_autocast(weight):
             weight = weight.to(accumulate_dtype(weight.dtype))
-            if self.training:
-                u, v = self._iterate(weight, self.n_power_iterations)
-            else:
-                u, v = self._vectors(weight)
+            u, v = self._vectors_now(weight)
             scale = self.scale
             # Filled on the device: a copy from the host would wait for it.
             gain = scale.to(weight) if isinstance(scale, Tensor) else weight.new_full((), scale)
             direction = self._direction(weight, u, v)
             weight_sn, _ = _Normalize.apply(weight, direction, gain)
             return weight_sn.to(out_dtype)
+
+    def _vectors_now(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of this read; one that recomputes another finds the other's."""
+        if torch.compiler.is_compiling():
+            n = self.n_power_iterations if self.training else 0
+            return self._iterate(weight, n) if n else self._vectors(weight)
+        around = regions.regions() if regions.inside(self.training) else []
+        handle = self.state.handle
+        repeated = [notes.repeat([handle]) for recomputed, notes in around if recomputed]
+        known = next((found for found in repeated if found is not None), None)
+        if known is not None:
+            pair = known[0]
+        elif n := iterations_now([self.state], self.training, self.n_power_iterations):
+            pair = self._iterate(weight, n)
+        else:
+            pair = self._vectors(weight)
+        for recomputed, notes in around:
+            if not recomputed:
+                notes.add(handle, pair)
+        return pair  # type: ignore[no-any-return]
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
@@ -168,6 +186,13 @@ class ConvSpectralNorm(nn.Module):
         return self.conv.outer(weight, u, v) / torch.where(length == 0, 1, length)
 
     # State
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "state"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.state = State(self)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,

@@ -14,11 +14,12 @@ from torch.nn.utils.spectral_norm import (
     SpectralNormStateDictHook,
 )
 
+from fastsn.checks import check_update, normalizes_itself
 from fastsn.conv_norm import ConvSpectralNorm, forget_input_shape
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt
 from fastsn.plan import SN, SN_V_FIRST
-from fastsn.state.classes import own_class, parametrizations_of
+from fastsn.state.classes import GROUP, own_class, parametrizations_of
 
 __all__ = ["convert", "fold"]
 
@@ -35,6 +36,9 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
         model: changed in place.
         update: ``"forward"`` as torch, or ``"step"``; see :func:`fastsn.apply`.
 
+    Only torch's own two classes are taken over. A subclass, whose numbers may be others (a soft
+    norm, say), and layers that normalize themselves (BigGAN's, mimicry's) are left as they are.
+
     Returns:
         The group; ``print`` it to see what was converted and what was not, and why.
 
@@ -46,28 +50,30 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
         >>> model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)))
         >>> group = fastsn.convert(model)
     """
-    if update not in ("forward", "step"):
-        raise ValueError(f"expected update to be 'forward' or 'step', got {update!r}")
+    check_update(update)
     parametrized = [
         (name, layer, tensor_name, i)
         for name, layer in model.named_modules()
         for tensor_name, held in parametrizations_of(layer).items()
         for i, norm in enumerate(held)
-        if isinstance(norm, TorchSpectralNorm)
+        if type(norm) is TorchSpectralNorm
     ]
     hooked = [
         (name, layer, key, hook)
         for name, layer in model.named_modules()
         for key, hook in layer._forward_pre_hooks.items()
-        if isinstance(hook, TorchHook)
+        if type(hook) is TorchHook
     ]
+    for name, layer, _, hook in hooked:
+        _check_hooked(name, layer, hook)
+    notes = _notes(model)
     ours = any(isinstance(module, SpectralNorm) for module in model.modules())
     if not (parametrized or hooked or ours):
+        left = "".join(f"\n  {label}: {note}" for label, note in notes.items())
         raise ValueError(
             f"expected {type(model).__name__} to have a torch spectral norm, got none: "
-            "fastsn.apply(model) normalizes a plain model"
+            f"fastsn.apply(model) normalizes a plain model{left}"
         )
-    notes = _notes(model)
     for name, layer, tensor_name, i in parametrized:
         _take_parametrization(layer, tensor_name, i, update)
         notes[_label(name, tensor_name)] = (
@@ -79,6 +85,20 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
         _take_hook(layer, key, hook, update)
         notes[_label(name, hook.name)] = "from torch's old hook"
     return SpectralNormGroup(model, notes)
+
+
+def _check_hooked(name: str, layer: nn.Module, hook: TorchHook) -> None:
+    """Raises for a hooked layer that is not as torch leaves it."""
+    missing = [
+        f"{hook.name}{end}"
+        for held, end in ((layer._parameters, "_orig"), (layer._buffers, "_u"))
+        if f"{hook.name}{end}" not in held
+    ]
+    if missing:
+        raise ValueError(
+            f"expected layer '{name}' to have {', '.join(missing)} beside torch's spectral-norm "
+            "hook, got none (another hook has taken its weight): remove that first"
+        )
 
 
 def _label(name: str, tensor_name: str) -> str:
@@ -94,28 +114,38 @@ def _notes(model: nn.Module) -> dict[str, str]:
             if own == "original" or own.startswith("original"):
                 stem = name.split("parametrizations.")
                 held: Any = model.get_submodule(layer_name)
-                if not any(isinstance(norm, (TorchSpectralNorm, SpectralNorm)) for norm in held):
-                    kinds = ", ".join(type(norm).__name__ for norm in held)
-                    notes[stem[0] + stem[1].split(".")[0]] = (
-                        f"parametrized by {kinds}, not by a spectral norm"
-                    )
+                if not any(type(norm) is TorchSpectralNorm or isinstance(norm, SpectralNorm)
+                           for norm in held):  # fmt: skip
+                    kinds = ", ".join(_described(type(norm), TorchSpectralNorm) for norm in held)
+                    notes[stem[0] + stem[1].split(".")[0]] = f"parametrized by {kinds}"
         elif nn.parameter.is_lazy(parameter) or parameter.ndim < 2:
             continue
         elif not own.endswith("_orig"):
-            notes[name] = "no spectral norm"
-        elif f"{own.removesuffix('_orig')}_u" not in model.get_submodule(layer_name)._buffers:
-            notes[name] = "a hook that is not torch's spectral norm"
+            itself = normalizes_itself(model.get_submodule(layer_name), own)
+            notes[name] = f"normalizes itself: {itself}" if itself else "no spectral norm"
+        else:
+            hooks = model.get_submodule(layer_name)._forward_pre_hooks.values()
+            kinds = [type(hook) for hook in hooks if hasattr(hook, "name")]
+            if TorchHook not in kinds:
+                given = ", ".join(_described(kind, TorchHook) for kind in kinds) or "a hook"
+                notes[name] = f"normalized by {given}"
     return notes
+
+
+def _described(kind: type, torchs: type) -> str:
+    if kind is not torchs and issubclass(kind, torchs):
+        return f"{kind.__name__}, a subclass of torch's spectral norm whose numbers may be others"
+    return f"{kind.__name__}, not torch's spectral norm"
 
 
 def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: str) -> None:
     held = parametrizations_of(layer)[tensor_name]
     theirs = held[i]
     iterations = getattr(theirs, "n_power_iterations", 1)  # absent for 1-d weights
-    ours = _bare_norm(held.original.shape, theirs.dim, iterations, theirs.eps, SN, update)
-    for vector in ("_u", "_v"):
-        if vector in theirs._buffers:
-            ours.register_buffer(vector, theirs._buffers[vector])
+    vectors = {name: theirs._buffers[name] for name in ("_u", "_v") if name in theirs._buffers}
+    ours = SpectralNorm(
+        held.original, iterations, theirs.dim, theirs.eps, kind=SN, update=update, vectors=vectors
+    )
     ours.train(theirs.training)
     held[i] = ours
     adopt(layer, tensor_name, ours)
@@ -124,9 +154,8 @@ def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: st
 def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None:
     name = hook.name
     weight: Any = layer._parameters.pop(f"{name}_orig")
-    vectors = {
-        own: layer._buffers.pop(f"{name}_{theirs}") for own, theirs in (("_u", "u"), ("_v", "v"))
-    }
+    u, v = layer._buffers.pop(f"{name}_u"), layer._buffers.pop(f"{name}_v", None)
+    vectors = {} if weight.ndim < 2 else {"_u": u, "_v": v}
     del layer._forward_pre_hooks[key]
     layer._forward_pre_hooks_with_kwargs.pop(key, None)
     for hooks, kinds in (
@@ -139,32 +168,14 @@ def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None
                 del hooks[own_key]
     layer.__dict__.pop(name, None)
     layer.register_parameter(name, weight)
-    ours = _bare_norm(
-        weight.shape,
-        hook.dim % max(weight.ndim, 1),
-        hook.n_power_iterations,
-        hook.eps,
-        SN_V_FIRST,
-        update,
-    )
-    if weight.ndim > 1:
-        for own, vector in vectors.items():
-            ours.register_buffer(own, vector)
+    ours = SpectralNorm(
+        weight, hook.n_power_iterations, hook.dim % max(weight.ndim, 1), hook.eps,
+        kind=SN_V_FIRST, update=update, vectors=vectors,
+    )  # fmt: skip
     parametrize.register_parametrization(layer, name, ours, unsafe=True)
     parametrizations_of(layer)[name].unsafe = False
     ours.train(layer.training)
     adopt(layer, name, ours)
-
-
-def _bare_norm(
-    shape: torch.Size, dim: int, n_power_iterations: int, eps: float, kind: int, update: str
-) -> SpectralNorm:
-    """A :class:`SpectralNorm` whose vectors are still to be given to it."""
-    stand_in = torch.empty(shape, device="meta")
-    norm = SpectralNorm(stand_in, n_power_iterations, dim, eps, kind=kind, update=update)
-    for vector in list(norm._buffers):
-        del norm._buffers[vector]
-    return norm
 
 
 @torch.no_grad()
@@ -213,10 +224,9 @@ def fold(model: nn.Module) -> nn.Module:
                     "waits for its first forward: run the model once"
                 )
     for module in model.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            group = getattr(hook, "__self__", None)
-            if isinstance(group, SpectralNormGroup):
-                group.detach()
+        group = module.__dict__.get(GROUP)
+        if group is not None and group.model is module:
+            group.detach()
     for layer, name in found:
         for norm in parametrizations_of(layer)[name]:
             norm.eval()

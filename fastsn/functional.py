@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastsn.backends import requested_backend
-from fastsn.op import spectral_normalize as _op
-from fastsn.plan import BSN, SN, group_views, split_vectors
+from fastsn.node import attach
+from fastsn.op import normalize
+from fastsn.plan import BSN, SN, plan_of
 
 __all__ = ["SpectralNormalized", "spectral_normalize"]
 
@@ -101,7 +102,10 @@ def spectral_normalize(
             raise ValueError(
                 f"expected dims[{i}] to be 0 or 1 for a bidirectional weight, got {dims[i]}"
             )
-    views = [view for own in group_views(weights, dims, kinds) for view in own]
+    scales, scale_tensor = _scales(scale, k)
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), float(eps))
+    views = plan.flat_views
     for name, given, sizes in (
         ("us", us, [view.rows for view in views]),
         ("vs", vs, [view.cols for view in views]),
@@ -115,22 +119,16 @@ def spectral_normalize(
             _check_kind(f"{name}[{j}]", vector.dtype, weights[0].dtype)
     if out_dtype is not None:
         _check_kind("out_dtype", out_dtype, weights[0].dtype)
-    scales, scale_tensor = _scales(scale, k)
-    result, sigmas, vectors, _ = _op(
-        list(weights),
-        list(us),
-        list(vs),
-        dims,
-        kinds,
-        scales,
-        scale_tensor,
-        n_power_iterations,
-        float(eps),
-        out_dtype,
-        requested_backend(),
-    )
-    pairs = split_vectors(vectors, views)
-    return SpectralNormalized(result, sigmas, [u for u, _ in pairs], [v for _, v in pairs])
+    given = list(weights), list(us), list(vs), scale_tensor, n_power_iterations, out_dtype
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        numbers = normalize(plan, *given, requested_backend())
+        weights_sn, sigmas = numbers.weights_sn, numbers.sigmas
+    else:
+        with torch.no_grad():
+            numbers = normalize(plan, *given, requested_backend())
+        weights_sn, sigmas, _ = attach(plan, numbers, scale_tensor, weights, keep=False)
+    pairs = plan.split(numbers.vectors)
+    return SpectralNormalized(weights_sn, sigmas, [u for u, _ in pairs], [v for _, v in pairs])
 
 
 def normalize_dim(dim: int, ndim: int) -> int:

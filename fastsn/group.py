@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastsn.compute import compute
-from fastsn.engine import normalize
-from fastsn.parametrization import SpectralNorm, share
-from fastsn.state.classes import parametrizations_of
+from fastsn import forward
+from fastsn.forward import Batch, alone, autocast_dtype, batches, compute
+from fastsn.frames import Frame, block_of, close, current, held, open_frame, traced_batch
+from fastsn.parametrization import SpectralNorm
+from fastsn.state.classes import (
+    GROUP,
+    parametrizations_of,
+    restore_forward,
+    surround_forward,
+)
 from fastsn.state.layouts import prepare_load
 from fastsn.state.ranks import is_fsdp_module, is_sharded, require_plain
 
-__all__ = ["SpectralNormGroup"]
+__all__ = ["SpectralNormGroup", "group_of"]
 
 
 class Member(NamedTuple):
@@ -52,67 +59,123 @@ class SpectralNormGroup:
     Args:
         model: the module whose forward starts the computation.
         notes: remarks for ``print``, by parameter name.
+        exclude: names or patterns of normalized layers that stay by themselves.
 
     Raises:
         ValueError: ``model`` has no normalized layer.
     """
 
-    def __init__(self, model: nn.Module, notes: dict[str, str] | None = None) -> None:
-        self.model = model
-        self.members = _collect(model)
-        if not self.members:
+    def __init__(
+        self,
+        model: nn.Module,
+        notes: dict[str, str] | None = None,
+        *,
+        exclude: Iterable[str] = (),
+    ) -> None:
+        exclude = list(exclude)
+        members = _collect(model, exclude)
+        if not members:
             raise ValueError(
                 f"expected at least one layer of {type(model).__name__} to have a fastsn "
                 "spectral norm, got none"
             )
+        before = model.__dict__.get(GROUP)
+        if before is not None and before.model is model:
+            notes = {**before.notes, **(notes or {})}
+            before.detach()
+        self.model = model
+        self.exclude = exclude
         self.notes = dict(notes or {})
-        self._given: list[SpectralNorm] = []
-        model.register_forward_pre_hook(self._before_forward)
-        model.register_forward_hook(self._after_forward, always_call=True)
+        self._adopt(members)
+        model.__dict__[GROUP] = self
+        surround_forward(model, make_forward)
         model.register_load_state_dict_pre_hook(self._before_load)
+
+    def _adopt(self, members: list[Member]) -> None:
+        self.members = members
+        # 1-d weights have no vectors, and are divided by their norm where they are read.
+        counted = [member for member in members if member.norm.vector_names]
+        self._norms = [member.norm for member in counted]
+        self._counted = counted
+        self._edges = [edge for member in members for edge in _edges(self.model, member)]
+        self._batches: list[tuple[Batch, list[int]]] = []
+        self._made_at = -1
 
     # Forward
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        # A DataParallel replica brings this hook along; its layers then normalize their own
-        # weights.
-        if module is not self.model:
-            return
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self._check_members()
-        norms, weights = [], []
+    def _open(self) -> Frame | None:
+        """Computes the weights that no open frame holds yet; the frame that hands them out."""
+        if "_edges" not in self.__dict__:  # a copy, at its first forward
+            self._adopt(self.members)
+        if torch.compiler.is_compiling():
+            return self._open_traced()
+        self._check_members()
+        weights = [member.weight for member in self._counted]
+        if current() is None and not self._is_sharded(weights):
+            chosen = self._whole(weights)
+        else:
+            chosen = self._rest(weights)
+        frame = Frame(current())
+        try:
+            for batch, own in chosen:
+                block = block_of(batch, [weights[i] for i in own])
+                if block is not None:
+                    frame.blocks.append(block)
+        except RuntimeError as error:
+            self._blame(error)
+            raise
+        if not frame.blocks:
+            return None
+        open_frame(frame)
+        return frame
+
+    def _whole(self, weights: Sequence[Tensor]) -> list[tuple[Batch, list[int]]]:
+        """Batches of all weights: those of the last forward, if the layers are as they were."""
+        if self._made_at != forward.changes or not all(
+            batch.is_uniform([weights[i] for i in own]) for batch, own in self._batches
+        ):
+            self._batches = batches(self._norms, weights)
+            self._made_at = forward.changes
+        return self._batches
+
+    def _rest(self, weights: Sequence[Tensor]) -> list[tuple[Batch, list[int]]]:
+        """Batches of the weights that are here and that no outer frame holds."""
         fsdp = is_fsdp_module(self.model)
-        for member in self.members:
-            # Set already: frozen, or this model is part of another group's forward.
-            if member.norm._shared is not None:
-                continue
-            weight = member.weight
+        free = []
+        for i, (norm, weight) in enumerate(zip(self._norms, weights, strict=True)):
             sharded = is_sharded(weight)
             if fsdp or sharded:
                 # Gathered weights keep their version, and may keep their address, when they change.
-                member.norm.forget_weight()
-            if not sharded:
-                norms.append(member.norm)
-                weights.append(weight)
-        if not norms:
-            return
-        if compiling:
-            weights_sn = normalize(norms, weights)
-        else:
-            try:
-                weights_sn = normalize(norms, weights)
-            except RuntimeError as error:
-                self._blame(error)
-                raise
-        share(norms, weights_sn)
-        self._given = norms
+                norm.state.forget_weight()
+            if not sharded and not held(norm, weight):
+                free.append(i)
+        if len(free) == len(weights):
+            return self._whole(weights)
+        some = batches([self._norms[i] for i in free], [weights[i] for i in free])
+        return [(batch, [free[i] for i in own]) for batch, own in some]
 
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is not self.model:
-            return
-        share(self._given, [None] * len(self._given))
-        self._given = []
+    def _is_sharded(self, weights: Sequence[Tensor]) -> bool:
+        return is_fsdp_module(self.model) or any(map(is_sharded, weights))
+
+    def _open_traced(self) -> Frame | None:
+        """:meth:`_open` in compiled code."""
+        frame, given = current(), {}
+        for batch, own in self._batches_for_tracing():
+            weights = [self._counted[i].weight for i in own]
+            if frame is None or not all(map(held, batch.norms, weights)):
+                tensors = traced_batch(batch, weights)
+                given.update(zip(batch.handles, tensors, strict=True))
+        if not given:
+            return None
+        frame = Frame(frame, given)
+        open_frame(frame)
+        return frame
+
+    def _batches_for_tracing(self) -> list[tuple[Batch, list[int]]]:
+        if all(batch.norms[0].training is norm.training for batch, _ in self._batches
+               for norm in batch.norms) and self._batches:  # fmt: skip
+            return self._batches
+        return [(alone(norm), [i]) for i, norm in enumerate(self._norms)]
 
     def _blame(self, error: RuntimeError) -> None:
         """Raises an error that names the layer, if a layer's vectors do not fit its weight."""
@@ -129,30 +192,42 @@ class SpectralNormGroup:
                         ) from error
 
     def _check_members(self) -> None:
+        for modules, key, module in self._edges:
+            if modules.get(key) is not module:
+                return self._look_again()
+
+    def _look_again(self) -> None:
+        """After a change of the model: wrapped layers are still members, normless ones are not.
+
+        Raises:
+            RuntimeError: a layer of the group is in the model no more.
+        """
+        layers = set(self.model.modules())
         for member in self.members:
-            held: Any = member.layer._modules.get("parametrizations")
-            if held is not None:
-                held = held._modules.get(member.tensor_name)
-            if held is None or held._modules.get("0") is not member.norm:
-                raise RuntimeError(
-                    f"fastsn: expected layer '{member.name}' to keep the spectral norm of its "
-                    f"'{member.tensor_name}', got a layer whose norm was removed or replaced: "
-                    "call group.refresh()"
-                )
-            if not _holds(self.model, member.path, member.layer):
+            if member.layer not in layers:
                 raise RuntimeError(
                     f"fastsn: expected layer '{member.name}' to be the one that was grouped, got a "
                     "model in which it was removed or replaced: call group.refresh()"
                 )
+        found = {
+            (id(member.layer), member.tensor_name): member
+            for member in _collect(self.model, self.exclude)
+        }
+        kept = [(id(member.layer), member.tensor_name) for member in self.members]
+        for member, key in zip(self.members, kept, strict=True):
+            if key not in found:
+                self.notes[member.label] = "its spectral norm was removed"
+        self._adopt([found[key] for key in kept if key in found])
 
     def _before_load(
-        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
-    ) -> None:
+        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str,
+        local_metadata: Any, strict: bool, *_unused: Any,
+    ) -> None:  # fmt: skip
         """Checks every layer's entries before the first one is copied."""
         if module is self.model:
             for member in self.members:
                 path = f"{prefix}{member.name}." if member.name else prefix
-                prepare_load(member.layer, state_dict, path)
+                prepare_load(member.layer, state_dict, path, strict)
 
     # What users call
 
@@ -171,10 +246,8 @@ class SpectralNormGroup:
                 sigma = weight.norm()
                 result[member.label] = sigma[None] if per_unfolding else sigma
                 continue
-            computed = compute([member.norm], [weight], 0)
-            result[member.label] = (
-                computed.view_stats[:, 0] if per_unfolding else computed.sigmas[0]
-            )
+            numbers = compute(alone(member.norm), [weight], 0).numbers
+            result[member.label] = numbers.view_stats[:, 0] if per_unfolding else numbers.sigmas[0]
         return result
 
     def update(self) -> None:
@@ -196,54 +269,54 @@ class SpectralNormGroup:
     def frozen(self) -> Iterator[None]:
         """Normalizes the weights once and shares them until the block ends: for inference loops.
 
-        Inside, forwards read no weight, advance nothing and give the weights no gradients, and a
+        In this thread; another thread's forwards inside the block compute as always. Inside,
+        forwards read no weight, advance nothing and give the weights no gradients, and a
         change of a weight has no effect. In training mode, too, the weights are those of an
         evaluation.
         """
-        free = [member for member in self.members if member.norm._shared is None]
-        for member in free:
-            require_plain(member.weight)
-        modes = [member.norm.training for member in free]
+        if "_edges" not in self.__dict__:
+            self._adopt(self.members)
+        weights = [member.weight for member in self._counted]
+        for weight in weights:
+            require_plain(weight)
+        given = {}
+        with torch.no_grad():
+            for batch, own in batches(self._norms, weights):
+                chosen = [weights[i] for i in own]
+                computed = compute(batch, chosen, 0, autocast_dtype(chosen[0]))
+                given.update(zip(batch.handles, computed.numbers.weights_sn, strict=True))
+        frame = Frame(current(), given)
+        open_frame(frame)
         try:
-            for member in free:
-                member.norm.training = False
-            with torch.no_grad():
-                weights_sn = normalize(
-                    [member.norm for member in free], [member.weight for member in free]
-                )
-        finally:
-            for member, mode in zip(free, modes, strict=True):
-                member.norm.training = mode
-        try:
-            share([member.norm for member in free], weights_sn)
             yield
         finally:
-            share([member.norm for member in free], [None] * len(free))
+            close(frame)
 
     def refresh(self) -> None:
         """Looks for the normalized layers again, after some were added, removed or replaced."""
-        members = _collect(self.model)
+        members = _collect(self.model, self.exclude)
         if not members:
             raise ValueError("expected at least one layer with a fastsn spectral norm, got none")
-        self.members = members
+        self._adopt(members)
 
     def detach(self) -> None:
         """Takes the group off its model; the layers stay normalized, each by itself."""
-        for hooks in (
-            self.model._forward_pre_hooks,
-            self.model._forward_hooks,
-            self.model._load_state_dict_pre_hooks,
-        ):
-            for key, hook in list(hooks.items()):
-                if getattr(getattr(hook, "hook", hook), "__self__", None) is self:
-                    del hooks[key]
-                    self.model._forward_hooks_always_called.pop(key, None)
+        if self.model.__dict__.get(GROUP) is self:
+            del self.model.__dict__[GROUP]
+            restore_forward(self.model)
+        hooks = self.model._load_state_dict_pre_hooks
+        for key, hook in list(hooks.items()):
+            if getattr(getattr(hook, "hook", hook), "__self__", None) is self:
+                del hooks[key]
 
     def __len__(self) -> int:
         return len(self.members)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_given": []}
+        return {name: self.__dict__[name] for name in ("exclude", "members", "model", "notes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # and no more: the model is still being made
 
     def __repr__(self) -> str:
         lines = [f"SpectralNormGroup of {type(self.model).__name__}: {len(self)} weights"]
@@ -264,21 +337,63 @@ class SpectralNormGroup:
         return "\n".join(lines)
 
 
-def _collect(model: nn.Module) -> list[Member]:
+def _collect(model: nn.Module, exclude: Sequence[str]) -> list[Member]:
     members = []
     for name, layer in model.named_modules():
-        for tensor_name, held in parametrizations_of(layer).items():
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        for tensor_name, norms in parametrizations_of(layer).items():
             # One that comes after another parametrization has no weight of its own to read.
-            if isinstance(held[0], SpectralNorm):
+            if isinstance(norms[0], SpectralNorm):
                 path = tuple(name.split(".")) if name else ()
-                members.append(Member(name, tensor_name, layer, held[0], path))
+                members.append(Member(name, tensor_name, layer, norms[0], path))
     return members
 
 
-def _holds(model: nn.Module, path: tuple[str, ...], layer: nn.Module) -> bool:
+def _edges(model: nn.Module, member: Member) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The ways from ``model`` to a member's norm, each a module in another one's ``_modules``."""
     module: Any = model
-    for part in path:
-        module = module._modules.get(part)
-        if module is None:
-            return False
-    return module is layer
+    for key in (*member.path, "parametrizations", member.tensor_name, "0"):
+        inner = module._modules[key]
+        yield module._modules, key, inner
+        module = inner
+
+
+def group_of(model: nn.Module) -> SpectralNormGroup:
+    """The group of ``model``, or of a module in it: after a copy, a load, or inside a wrapper.
+
+    Raises:
+        ValueError: there is no group, or several side by side.
+    """
+    groups = [
+        module.__dict__[GROUP]
+        for module in model.modules()
+        if GROUP in module.__dict__ and module.__dict__[GROUP].model is module
+    ]
+    if groups and (groups[0].model is model or len(groups) == 1):
+        return groups[0]  # type: ignore[no-any-return]
+    found = f"{len(groups)} inside of it" if groups else "none"
+    raise ValueError(
+        f"expected {type(model).__name__} to have a group, got {found}: fastsn.apply(model), "
+        "fastsn.convert(model) and fastsn.SpectralNormGroup(model) make one"
+    )
+
+
+def make_forward(cls: Any) -> Callable[..., Any]:
+    """The forward of ``cls`` for the model of a group, which computes all weights first."""
+    inner = cls.forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        group = self.__dict__.get(GROUP)
+        # A replica or a shallow copy brings the group along; its layers compute for themselves.
+        if group is None or group.model is not self:
+            return inner(self, *args, **kwargs)
+        frame = group._open()
+        if frame is None:
+            return inner(self, *args, **kwargs)
+        try:
+            return inner(self, *args, **kwargs)
+        finally:
+            close(frame)
+
+    return forward

@@ -1,9 +1,11 @@
 """The op: one differentiable call for one weight or a whole network.
 
-``fastsn::spectral_normalize`` is functional: it returns the new vectors, so a second forward never
-spoils what backward of the first one needs, and :func:`spectral_normalize_` puts them into the
-buffers as well. It chooses the backend in its kernel (:mod:`fastsn.backends.call`); compiled graphs
-see one node. Backward is an op of its own with the same choice of backend, and is differentiable again.
+``fastsn::spectral_normalize`` is what the dispatcher, ``torch.compile`` and ``torch.export`` see.
+It is functional: it returns the new vectors. It chooses the backend in its kernel
+(:mod:`fastsn.backends.call`), so that compiled graphs see one node. Backward is an op of its own
+with the same choice, and is differentiable again. Python code calls :func:`normalize` and
+:func:`gradients`, which take a :class:`~fastsn.plan.Plan` and go through the dispatcher only where
+somebody watches it.
 
 Layout of the arguments, for ``k`` weights with one view (unfolding) each, or two for BSN:
 
@@ -20,18 +22,15 @@ Schemas carry no defaults: torch.library drops defaulted arguments in backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastsn.backends import call as kernels
-from fastsn.backends.reference import inner, reciprocal, sigma_gradient
-from fastsn.functorch import transformable
-from fastsn.plan import group_views, split_vectors
+from fastsn.backends import call, reference
+from fastsn.plan import Plan, plan_of
 
-__all__ = ["spectral_normalize", "spectral_normalize_", "spectral_normalize_backward"]
+__all__ = ["Numbers", "gradients", "library", "normalize", "part_of"]
 
 library: Any = torch.library.Library("fastsn", "DEF")
 library.define(
@@ -48,61 +47,111 @@ library.define(
 )
 
 
-def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    weights, us, _, dims, kinds, scales, scale_tensor, _, _, _, backend = inputs
-    weights_sn, sigmas, vectors, view_stats = output
-    ctx.mark_non_differentiable(vectors, view_stats)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(sigmas, vectors, view_stats, scale_tensor, *weights_sn)
-    ctx.plan = list(dims), list(kinds), list(scales), weights[0].dtype, backend
-    ctx.needs = [weight.requires_grad for weight in weights]
-    ctx.n_views = len(us)
+class Numbers(NamedTuple):
+    """Results of one call; see the module's docstring."""
+
+    weights_sn: list[Tensor]
+    sigmas: Tensor
+    vectors: Tensor
+    view_stats: Tensor
 
 
-def _forward_gradient(
-    ctx: Any, grads: Sequence[Tensor | None], grad_sigmas: Tensor | None, _vectors: Any, _stats: Any
-) -> tuple[Any, ...]:
-    sigmas, vectors, view_stats, scale_tensor, *weights_sn = ctx.saved_tensors
-    dims, kinds, scales, dtype, backend = ctx.plan
-    grad_weights, grad_scale = gradients(
-        grads,
-        grad_sigmas,
-        weights_sn,
-        sigmas,
-        vectors,
-        view_stats,
-        dims,
-        kinds,
-        scales,
-        scale_tensor,
-        dtype,
-        backend,
-        ctx.needs,
-    )
-    nothing = [None] * ctx.n_views
-    return grad_weights, nothing, nothing, None, None, None, grad_scale, None, None, None, None
+def normalize(
+    plan: Plan,
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale_tensor: Tensor | None,
+    n_power_iterations: int,
+    out_dtype: torch.dtype | None,
+    backend: str,
+    *,
+    store: bool = False,
+) -> Numbers:
+    """One call; with ``store`` the new vectors go into ``us`` and ``vs``, in place, as well.
+
+    Under functorch's transforms (``torch.func.grad``, ``vmap``, ``jvp``), and with forward-mode
+    dual tensors, the results carry derivatives; otherwise they are numbers only where no autograd
+    is on, and the op's where it is.
+    """
+    given = weights, us, vs, scale_tensor
+    if torch.compiler.is_compiling():
+        results = _traced(plan, *given, n_power_iterations, out_dtype, backend)
+    elif torch._C._are_functorch_transforms_active():
+        results = reference.differentiable(plan, *given, n_power_iterations, out_dtype)
+        if store and n_power_iterations:
+            _store_transformed(plan, results[2], us, vs)
+        return Numbers(*results)
+    elif _unwatched(weights):
+        options = n_power_iterations, out_dtype, backend
+        return Numbers(*call.forward(plan, *given, *options, store=store))
+    else:
+        results = _traced(plan, *given, n_power_iterations, out_dtype, backend)
+    if store:
+        with torch.no_grad():
+            call.store_vectors(results[2], us, vs)
+    return Numbers(*results)
+
+
+def _store_transformed(
+    plan: Plan, vectors: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]
+) -> None:
+    with torch.no_grad():
+        if not any(map(torch._C._functorch.is_batchedtensor, us)):
+            # which functorch lets pass for vectors that the function has captured, unlike copy_
+            return call.store_vectors(vectors, us, vs)
+        for pair, u, v in zip(plan.split(vectors), us, vs, strict=True):
+            u.copy_(pair[0])
+            v.copy_(pair[1])
 
 
 def gradients(
+    plan: Plan,
     grads: Sequence[Tensor | None],
     grad_sigmas: Tensor | None,
-    weights_sn: Sequence[Tensor],
-    sigmas: Tensor,
-    vectors: Tensor,
-    view_stats: Tensor,
-    dims: Sequence[int],
-    kinds: Sequence[int],
-    scales: Sequence[float],
+    numbers: Numbers,
     scale_tensor: Tensor | None,
     dtype: torch.dtype,
     backend: str,
     needs: Sequence[bool],
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """Gradients of the weights (None where nothing flows) and of ``scale_tensor``, in one op call.
+    """Gradients of the weights (None where nothing flows) and of ``scale_tensor``, in one call.
 
     Weights whose output took no part in the loss are left out of the call: they cost nothing.
+    Gradients that are batched (``is_grads_batched``) or are to be differentiated again
+    (``create_graph``) are computed in plain torch, whose rules know both.
     """
-    k = len(weights_sn)
+    if not all(needs) or any(grad is None for grad in grads):
+        return _some_gradients(
+            plan, grads, grad_sigmas, numbers, scale_tensor, dtype, backend, needs
+        )
+    saved = numbers.weights_sn, numbers.sigmas, numbers.vectors, numbers.view_stats
+    given: Any = grads, grad_sigmas, *saved, scale_tensor
+    results: Any
+    if torch.compiler.is_compiling():
+        results, grad_scales = _traced_backward(plan, *given, dtype, backend)
+    elif torch.is_grad_enabled() or any(map(_is_batched, grads)) or _is_batched(grad_sigmas):
+        results, grad_scales = reference.gradients(plan, *given)
+        results = [result.to(dtype) for result in results]
+    elif _unwatched(given[0]):
+        results, grad_scales = call.backward(plan, *given, dtype, backend)
+    else:
+        results, grad_scales = _traced_backward(plan, *given, dtype, backend)
+    return results, None if scale_tensor is None else grad_scales.to(scale_tensor.dtype)
+
+
+def _some_gradients(
+    plan: Plan,
+    grads: Sequence[Tensor | None],
+    grad_sigmas: Tensor | None,
+    numbers: Numbers,
+    scale_tensor: Tensor | None,
+    dtype: torch.dtype,
+    backend: str,
+    needs: Sequence[bool],
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """:func:`gradients` where not every weight takes part, or needs one."""
+    k = len(plan)
     wanted = [
         i
         for i in range(k)
@@ -112,37 +161,39 @@ def gradients(
     grad_weights: list[Tensor | None] = [None] * k
     if not wanted:
         return grad_weights, None
-    if len(wanted) < k:
-        # Narrowing is by slices, so that no index is sent to the device.
-        problems = group_views(weights_sn, dims, kinds)
-        flat = split_vectors(vectors, [view for views in problems for view in views])
-        firsts = [sum(len(views) for views in problems[:i]) for i in range(k)]
-        own = [j for i in wanted for j in range(firsts[i], firsts[i] + len(problems[i]))]
-        vectors = torch.cat([part for j in own for part in flat[j]])
-        view_stats = torch.stack([view_stats[j] for j in own])
-    results, grad_scales = spectral_normalize_backward(
-        [torch.zeros_like(weights_sn[i]) if grads[i] is None else grads[i] for i in wanted],
+    part = numbers if len(wanted) == k else part_of(plan, numbers, wanted)
+    given = [grads[i] for i in wanted]
+    results, grad_scales = gradients(
+        plan if len(wanted) == k else plan.part(wanted),
+        [
+            torch.zeros_like(weight_sn) if grad is None else grad
+            for grad, weight_sn in zip(given, part.weights_sn, strict=True)
+        ],
         _select(grad_sigmas, wanted, k),
-        [weights_sn[i] for i in wanted],
-        _select(sigmas, wanted, k),
-        vectors,
-        view_stats,
-        [dims[i] for i in wanted],
-        [kinds[i] for i in wanted],
-        [scales[i] for i in wanted],
+        part,
         _select(scale_tensor, wanted, k),
         dtype,
         backend,
+        [True] * len(wanted),
     )
     for i, result in zip(wanted, results, strict=True):
         grad_weights[i] = result if needs[i] else None
-    if scale_tensor is None:
-        return grad_weights, None
-    if len(wanted) < k:
+    if grad_scales is not None and len(wanted) < k:
         parts = dict(zip(wanted, grad_scales.unbind(), strict=True))
-        zero = torch.zeros_like(sigmas[0])
+        zero = torch.zeros_like(grad_scales[0])
         grad_scales = torch.stack([parts.get(i, zero) for i in range(k)])
-    return grad_weights, grad_scales.to(scale_tensor.dtype)
+    return grad_weights, grad_scales
+
+
+def part_of(plan: Plan, numbers: Numbers, indices: Sequence[int]) -> Numbers:
+    """The numbers of some weights. By slices, so that no index is sent to the device."""
+    pairs, own = plan.split(numbers.vectors), plan.views_at(indices)
+    return Numbers(
+        [numbers.weights_sn[i] for i in indices],
+        torch.stack([numbers.sigmas[i] for i in indices]),
+        torch.cat([vector for j in own for vector in pairs[j]]),
+        torch.stack([numbers.view_stats[j] for j in own]),
+    )
 
 
 def _select(values: Tensor | None, wanted: Sequence[int], k: int) -> Tensor | None:
@@ -151,106 +202,15 @@ def _select(values: Tensor | None, wanted: Sequence[int], k: int) -> Tensor | No
     return torch.stack([values[i] for i in wanted])
 
 
-def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    (
-        grads,
-        grad_sigmas,
-        weights_sn,
-        sigmas,
-        vectors,
-        view_stats,
-        dims,
-        kinds,
-        scales,
-        scale_tensor,
-        *_,
-    ) = inputs
-    ctx.save_for_backward(
-        grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *grads, *weights_sn
+def _is_batched(tensor: Tensor | None) -> bool:
+    """Whether a gradient stands for many: ``is_grads_batched``, or ``vmap`` of a backward."""
+    return tensor is not None and (
+        torch._C._functorch.is_legacy_batchedtensor(tensor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
-    ctx.plan = list(dims), list(kinds), list(scales)
-    ctx.set_materialize_grads(False)
-
-
-def _backward_gradient(
-    ctx: Any, pulls: Sequence[Tensor | None], grad_scales: Tensor | None
-) -> tuple[Any, ...]:
-    """Double backward, in differentiable torch: derivatives of the two formulas of Eq. 12.
-
-    With p the gradient with respect to dL/dW and q that of dL/dscale, per weight the function
-    ``(scale <p, G> - (c - g sigma) <p, S>) / sigma + q c / scale`` is differentiated.
-    """
-    grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *rest = ctx.saved_tensors
-    dims, kinds, scales = ctx.plan
-    k = len(dims)
-    grads, weights_sn = rest[:k], rest[k:]
-    problems = group_views(weights_sn, dims, kinds)
-    pairs = split_vectors(vectors, [view for views in problems for view in views])
-    out_grads: list[Tensor] = []
-    out_weights: list[Tensor] = []
-    out_g, out_sigmas, out_scales = [], [], []
-    first = 0
-    for i in range(k):
-        own = range(first, first + len(problems[i]))
-        first += len(own)
-        wide_grad, wide_sn = grads[i].to(vectors.dtype), weights_sn[i].to(vectors.dtype)
-        scale = (
-            torch.full_like(sigmas[i], scales[i])
-            if scale_tensor is None
-            else scale_tensor[i].to(sigmas.dtype)
-        )
-        inverse, inverse_scale = reciprocal(sigmas[i]), reciprocal(scale)
-        c = inner(wide_grad, wide_sn)
-        q = torch.zeros_like(sigmas[i]) if grad_scales is None else grad_scales[i]
-        to_grad, to_sn = q * inverse_scale * wide_sn, q * inverse_scale * wide_grad
-        p_s = p_g = torch.zeros_like(sigmas[i])
-        pull = pulls[i]
-        if pull is not None:
-            p = pull.to(vectors.dtype)
-            direction = sigma_gradient(
-                weights_sn[i].shape,
-                problems[i],
-                [pairs[j] for j in own],
-                [view_stats[j, 1] for j in own],
-            )
-            p_g, p_s = inner(p, wide_grad), inner(p, direction)
-            to_grad = to_grad + inverse * (scale * p - p_s * wide_sn)
-            to_sn = to_sn - inverse * p_s * wide_grad
-        out_grads.append(to_grad.to(grads[i].dtype))
-        out_weights.append(to_sn.to(weights_sn[i].dtype))
-        out_g.append(p_s)
-        out_sigmas.append(-(scale * p_g - c * p_s) * inverse * inverse)
-        out_scales.append(inverse * p_g - q * c * inverse_scale * inverse_scale)
-    return (
-        out_grads,
-        None if grad_sigmas is None else torch.stack(out_g),
-        out_weights,
-        torch.stack(out_sigmas),
-        None, None, None, None, None,
-        None if scale_tensor is None else torch.stack(out_scales).to(scale_tensor.dtype),
-        None, None,
-    )  # fmt: skip
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _define(name: str, kernel: Any, fake: Any, context: Any, gradient: Any) -> Any:
-    """Registers one op; returns the function that calls it."""
-    library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastsn::{name}", fake, lib=library)
-    torch.library.register_autograd(f"fastsn::{name}", gradient, setup_context=context, lib=library)
-    op = getattr(torch.ops.fastsn, name)
-
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*args)
-        if torch._C._are_functorch_transforms_active():
-            return transformed(*args)
-        return kernel(*args) if _unwatched(args[0]) else op(*args)
-
-    transformed = transformable(call, context, gradient)
-    return call
 
 
 def _unwatched(tensors: Sequence[Tensor]) -> bool:
@@ -260,30 +220,141 @@ def _unwatched(tensors: Sequence[Tensor]) -> bool:
     return all(type(tensor) in _PLAIN for tensor in tensors)
 
 
-spectral_normalize = _define(
+# The two ops, for the dispatcher
+
+
+def _traced(
+    plan: Plan, weights: Any, us: Any, vs: Any, scale_tensor: Any, n: int, out_dtype: Any,
+    backend: str,
+) -> Any:  # fmt: skip
+    return torch.ops.fastsn.spectral_normalize(
+        weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor, n, plan.eps, out_dtype,
+        backend,
+    )  # fmt: skip
+
+
+def _traced_backward(
+    plan: Plan, grads: Any, grad_sigmas: Any, weights_sn: Any, sigmas: Any, vectors: Any,
+    view_stats: Any, scale_tensor: Any, dtype: torch.dtype, backend: str,
+) -> Any:  # fmt: skip
+    return torch.ops.fastsn.spectral_normalize_backward(
+        grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims, plan.kinds,
+        plan.scales, scale_tensor, dtype, backend,
+    )  # fmt: skip
+
+
+def _plan(weights: Sequence[Tensor], dims: Any, kinds: Any, scales: Any, eps: float = 0.0) -> Plan:
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    return plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), eps)
+
+
+def _forward_op(kernel: Any) -> Any:
+    def run(
+        weights: Any, us: Any, vs: Any, dims: Any, kinds: Any, scales: Any, scale_tensor: Any,
+        n: int, eps: float, out_dtype: Any, backend: str,
+    ) -> Any:  # fmt: skip
+        plan = _plan(weights, dims, kinds, scales, eps)
+        return kernel(plan, weights, us, vs, scale_tensor, n, out_dtype, backend)
+
+    return run
+
+
+def _backward_op(kernel: Any) -> Any:
+    def run(
+        grads: Any, grad_sigmas: Any, weights_sn: Any, sigmas: Any, vectors: Any, view_stats: Any,
+        dims: Any, kinds: Any, scales: Any, scale_tensor: Any, dtype: Any, backend: str,
+    ) -> Any:  # fmt: skip
+        plan = _plan(weights_sn, dims, kinds, scales)
+        return kernel(
+            plan, grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, scale_tensor, dtype,
+            backend,
+        )  # fmt: skip
+
+    return run
+
+
+def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    weights, us, _, dims, kinds, scales, scale_tensor, *_, backend = inputs
+    weights_sn, sigmas, vectors, view_stats = output
+    ctx.mark_non_differentiable(vectors, view_stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(sigmas, vectors, view_stats, scale_tensor, *weights_sn)
+    ctx.plan = _plan(weights, dims, kinds, scales)
+    ctx.options = weights[0].dtype, backend, [weight.requires_grad for weight in weights]
+    ctx.n_views = len(us)
+
+
+def _forward_gradient(
+    ctx: Any, grads: Sequence[Tensor | None], grad_sigmas: Tensor | None, _vectors: Any, _stats: Any
+) -> tuple[Any, ...]:
+    sigmas, vectors, view_stats, scale_tensor, *weights_sn = ctx.saved_tensors
+    numbers = Numbers(weights_sn, sigmas, vectors, view_stats)
+    grad_weights, grad_scale = gradients(
+        ctx.plan, grads, grad_sigmas, numbers, scale_tensor, *ctx.options
+    )
+    nothing = [None] * ctx.n_views
+    return grad_weights, nothing, nothing, None, None, None, grad_scale, None, None, None, None
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, *plan, scale_tensor, _, _ = inputs
+    ctx.save_for_backward(
+        grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *grads, *weights_sn
+    )
+    ctx.plan = _plan(weights_sn, *plan)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_gradient(
+    ctx: Any, pulls: Sequence[Tensor | None], grad_scales: Tensor | None
+) -> tuple[Any, ...]:
+    """Double backward: torch differentiates the reference's own formula."""
+    grad_sigmas, sigmas, vectors, view_stats, scale_tensor, *rest = ctx.saved_tensors
+    k, again = len(ctx.plan), torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, so that what one of them owes to another is not counted twice.
+        given = [
+            tensor if tensor is None else tensor.view_as(tensor) if again and tensor.requires_grad
+            else tensor.detach().requires_grad_()
+            for tensor in (grad_sigmas, sigmas, scale_tensor, *rest)
+        ]  # fmt: skip
+        g, sigma, scale, *rest = given
+        results, scales = reference.gradients(
+            ctx.plan, rest[:k], g, rest[k:], sigma, vectors, view_stats, scale
+        )
+        pairs = [
+            (output, pull.to(output.dtype))
+            for output, pull in zip([*results, scales], [*pulls, grad_scales], strict=True)
+            if pull is not None
+        ]
+        wanted = [tensor for tensor in given if tensor is not None]
+        outputs, pulls = zip(*pairs, strict=True)
+        found = iter(
+            torch.autograd.grad(outputs, wanted, pulls, create_graph=again, allow_unused=True)
+        )
+    g, sigma, scale, *rest = [None if tensor is None else next(found) for tensor in given]
+    return rest[:k], g, rest[k:], sigma, None, None, None, None, None, scale, None, None
+
+
+def _register(name: str, wrap: Any, kernel: Any, fake: Any, context: Any, gradient: Any) -> None:
+    library.impl(name, wrap(kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastsn::{name}", wrap(fake), lib=library)
+    torch.library.register_autograd(f"fastsn::{name}", gradient, setup_context=context, lib=library)
+
+
+_register(
     "spectral_normalize",
-    kernels.forward,
-    kernels.fake_forward,
+    _forward_op,
+    call.forward,
+    call.fake_forward,
     _forward_context,
     _forward_gradient,
 )
-spectral_normalize_backward = _define(
+_register(
     "spectral_normalize_backward",
-    kernels.backward,
-    kernels.fake_backward,
+    _backward_op,
+    call.backward,
+    call.fake_backward,
     _backward_context,
     _backward_gradient,
 )
-
-_forward_in_place = partial(kernels.forward, store=True)
-
-
-def spectral_normalize_(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """:func:`spectral_normalize`, and the new vectors replace ``us`` and ``vs``, in place."""
-    plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-    if plain and _unwatched(args[0]):
-        return _forward_in_place(*args)
-    results = spectral_normalize(*args)
-    with torch.no_grad():
-        kernels.store_vectors(results[2], args[1], args[2])
-    return results

@@ -1,13 +1,12 @@
 """Spectral normalization of one weight, as a torch parametrization.
 
-``layer.weight`` -> :class:`SpectralNorm` -> :func:`fastsn.engine.normalize` -> the op. A group
-(:mod:`fastsn.group`) hands the normalized weight in for the time of one forward; everything else is
-the same.
+``layer.weight`` -> :func:`fastsn.frames.read` -> what the forward of a group has computed
+(:mod:`fastsn.group`), or a call of the op for this weight alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,18 +15,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastsn.checks import check_options, check_weight, claim_weight
-from fastsn.compute import compute
-from fastsn.engine import normalize
+from fastsn.forward import State, alone, compute, settings_changed
+from fastsn.frames import read
 from fastsn.functional import normalize_dim
 from fastsn.plan import BSN, SN, SN_V_FIRST, WARM_UP, views_of
 from fastsn.state.classes import adapt_class, parametrizations_of
-from fastsn.state.layouts import install_load_hook
-from fastsn.state.ranks import require_plain
-from fastsn.step import Record, new_handle, weight_key
+from fastsn.state.layouts import install_load_hook, note_settings
+from fastsn.step import look
 
-__all__ = ["SpectralNorm", "share", "spectral_norm"]
+__all__ = ["SpectralNorm", "spectral_norm"]
 
 _VECTOR_NAMES = (("_u", "_v"), ("_u_in", "_v_in"))
+
+#: Attributes that plans are made of.
+_SETTINGS = frozenset({"dim", "eps", "kind", "n_power_iterations", "scale", "shape", "update"})
 
 
 class SpectralNorm(nn.Module):
@@ -35,15 +36,16 @@ class SpectralNorm(nn.Module):
     :func:`fastsn.apply`.
 
     Attributes:
+        shape: of the weight.
         dim: dimension of the rows, not negative.
         views: the unfoldings; none for a 1-d weight.
         vector_names: buffer names ``(u, v)`` per unfolding.
-        vector_sizes: sizes of u and v, per unfolding.
         kind: which sums make sigma (:mod:`fastsn.plan`).
         n_power_iterations: iterations per training forward.
         eps: lower bound of the norms the vectors are divided by.
         update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.
         scale: float, or a 0-d tensor that may need gradients.
+        state: what belongs to this process alone; copies and pickles begin with a new one.
         _u, _v: vectors ``[rows]``, ``[cols]`` of the unfolding along ``dim``, as torch's. Absent
             for 1-d weights.
         _u_in, _v_in: vectors of BSN's other unfolding.
@@ -55,9 +57,7 @@ class SpectralNorm(nn.Module):
     eps: float
     update: str
     scale: float | Tensor
-    _shared: Tensor | None
-    _record: Record | None
-    _weight_key: Any
+    state: State
 
     def __init__(
         self,
@@ -69,7 +69,9 @@ class SpectralNorm(nn.Module):
         kind: int = SN,
         scale: float | Tensor = 1.0,
         update: str = "forward",
+        vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Draws the vectors and warms them up, unless they are given, by buffer name."""
         super().__init__()
         self.dim = normalize_dim(dim, weight.ndim)  # first, as in torch
         check_options(n_power_iterations, eps, scale, update)
@@ -83,13 +85,15 @@ class SpectralNorm(nn.Module):
         self.eps = eps
         self.update = update
         _hold_scale(self, scale)
-        self._forget()
-        self._shape = tuple(weight.shape)
-        self.views = views_of(self._shape, self.dim, self.kind) if weight.ndim > 1 else []
+        self.state = State(self)
+        self.shape = tuple(weight.shape)
+        self.views = views_of(self.shape, self.dim, self.kind) if weight.ndim > 1 else ()
         self.vector_names = _VECTOR_NAMES[: len(self.views)]
-        self.vector_sizes = [size for view in self.views for size in (view.rows, view.cols)]
-        if weight.ndim > 1:
+        if vectors is None:
             self._draw(weight)
+        else:
+            for name, vector in vectors.items():
+                self.register_buffer(name, vector)
 
     # Vectors
 
@@ -112,54 +116,58 @@ class SpectralNorm(nn.Module):
                 vector.copy_(
                     F.normalize(torch.empty_like(vector).normal_(0, 1), dim=0, eps=self.eps)
                 )
-        if self._shape and len(self._shape) > 1:
-            self.advance(weight, WARM_UP)
+        self.advance(weight, WARM_UP)
 
     @torch.no_grad()
     def advance(self, weight: Tensor, n_power_iterations: int | None = None) -> None:
         """Advances the vectors now, by ``n_power_iterations`` (default: the layer's own number)."""
         n = self.n_power_iterations if n_power_iterations is None else n_power_iterations
-        if len(self._shape) > 1:
-            compute([self], [weight], n)
-        self._record = None
-        self._weight_key = weight_key(weight)
+        if self.views:
+            compute(alone(self), [weight], n)
+            self.state.computed = None
+            if self.update == "step":
+                self.state.sight = look(weight, self.scale, None)
 
     # Forward
 
+    #: What the weight's property calls, where nothing else has a part in it.
+    read_weight = read
+
     def forward(self, weight: Tensor) -> Tensor:
-        if self._shared is not None:
-            return self._shared
-        require_plain(weight)
-        return normalize([self], [weight])[0]
+        return read(self, weight)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""
+        """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does.
+
+        Raises:
+            ValueError: ``value`` has another shape than the weight.
+        """
+        if tuple(value.shape) != self.shape:
+            raise ValueError(
+                f"expected a weight of shape {self.shape}, got {tuple(value.shape)}: the singular "
+                "vectors belong to the old shape; remove the spectral norm first"
+            )
         return value
 
     # State
 
-    def _forget(self) -> None:
-        """State that belongs to this process and moment: never copied, pickled or compared."""
-        self._shared = None
-        self._record = None
-        self._weight_key = None
-        self._synchronized = False
-        self.handle = new_handle(self)
-
-    def forget_weight(self) -> None:
-        """With ``update="step"``: takes the weight for changed at the next forward."""
-        self._record = None
-        self._weight_key = None
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _SETTINGS:
+            settings_changed()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_shared", "_record", "_weight_key", "_synchronized", "handle"):
-            state.pop(name)
-        return state
+        return {name: value for name, value in self.__dict__.items() if name != "state"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget()
+        self.state = State(self)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_settings(self, destination, prefix)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
@@ -168,7 +176,7 @@ class SpectralNorm(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self.forget_weight()
+        self.state.forget_weight()
 
     def extra_repr(self) -> str:
         name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]
@@ -176,16 +184,6 @@ class SpectralNorm(nn.Module):
         return (
             f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
         )
-
-
-def share(norms: Sequence[SpectralNorm], weights_sn: Sequence[Tensor | None]) -> None:
-    """Hands out each of ``weights_sn`` at every access of its weight, until the next call."""
-    compiling = torch.compiler.is_compiling()
-    for norm, weight_sn in zip(norms, weights_sn, strict=True):
-        if compiling:
-            norm._shared = weight_sn
-        else:  # Module's own way looks through parameters, buffers and modules first
-            norm.__dict__["_shared"] = weight_sn
 
 
 def spectral_norm(

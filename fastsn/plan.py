@@ -1,17 +1,33 @@
-"""The shapes of one problem (one weight): its unfoldings, their vectors, and the dtypes.
+"""What a call computes, derived once: the unfoldings, kinds and scales of a list of weights.
 
-The Python side of csrc/problem.h. Everything here is integers and dtypes; no tensor is read.
+A :class:`Plan` is made when layers are registered and carried from there to the kernels. Everything
+here is integers and dtypes; no tensor's values are read. The C++ side of it is csrc/problem.h.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-#: Values of ``kinds`` in the op's schema.
+__all__ = [
+    "BSN",
+    "SN",
+    "SN_V_FIRST",
+    "WARM_UP",
+    "Plan",
+    "View",
+    "accumulate_dtype",
+    "native_layout",
+    "plan_of",
+    "views_of",
+]
+
+#: Kinds, as in the op's schema: one unfolding; the mean over two; one, in the order of torch's old
+#: hook, which advances v before u.
 SN, BSN, SN_V_FIRST = 0, 1, 2
 
 #: Power iterations at registration, as torch's.
@@ -27,7 +43,7 @@ class View(NamedTuple):
     coefficient: float  # its share of sigma: 1 for SN, 1/2 for each unfolding of BSN
 
 
-def views_of(shape: Sequence[int], dim: int, kind: int) -> list[View]:
+def views_of(shape: Sequence[int], dim: int, kind: int) -> tuple[View, ...]:
     """Unfoldings of a weight of ``shape``, in the order in which their vectors are listed."""
     dims = (dim, 1 - dim) if kind == BSN else (dim,)
     views = []
@@ -36,24 +52,85 @@ def views_of(shape: Sequence[int], dim: int, kind: int) -> list[View]:
         for e, size in enumerate(shape):
             cols *= 1 if e == d else size
         views.append(View(d, shape[d], cols, 1.0 / len(dims)))
-    return views
+    return tuple(views)
 
 
-def group_views(
-    weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
-) -> list[list[View]]:
-    """The views of every weight of a call."""
-    return [
-        views_of(weight.shape, dim, kind)
-        for weight, dim, kind in zip(weights, dims, kinds, strict=True)
-    ]
+class Plan:
+    """``k`` weights of one call; never changed, and the same object for equal arguments.
+
+    Attributes:
+        shapes: of the weights.
+        dims, kinds, scales: as in the op's schema; ``scales`` counts where no tensor is given.
+        views: the unfoldings of each weight.
+        flat_views: those of all weights, in order.
+        sizes: lengths of all vectors, per unfolding u, then v.
+        eps: lower bound of the norms the vectors are divided by.
+    """
+
+    __slots__ = (
+        "_parts", "dims", "eps", "firsts", "flat_views", "kinds", "scales", "shapes", "sizes",
+        "views",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shapes: tuple[tuple[int, ...], ...],
+        dims: tuple[int, ...],
+        kinds: tuple[int, ...],
+        scales: tuple[float, ...],
+        eps: float,
+    ) -> None:
+        self.shapes = shapes
+        self.dims, self.kinds, self.scales = list(dims), list(kinds), list(scales)
+        self.eps = eps
+        self.views = [views_of(*each) for each in zip(shapes, dims, kinds, strict=True)]
+        self.flat_views = [view for views in self.views for view in views]
+        self.sizes = [size for view in self.flat_views for size in (view.rows, view.cols)]
+        self.firsts = [0]  # the first unfolding of each weight
+        for views in self.views:
+            self.firsts.append(self.firsts[-1] + len(views))
+        self._parts: dict[tuple[int, ...], Plan] = {}
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def views_at(self, indices: Sequence[int]) -> list[int]:
+        """Indices into ``flat_views`` of the weights at ``indices``."""
+        return [j for i in indices for j in range(self.firsts[i], self.firsts[i + 1])]
+
+    def part(self, indices: Sequence[int]) -> Plan:
+        """The plan of some of the weights."""
+        key = tuple(indices)
+        if key not in self._parts:
+            self._parts[key] = plan_of(
+                *(tuple(values[i] for i in key) for values in
+                  (self.shapes, self.dims, self.kinds, self.scales)), self.eps
+            )  # fmt: skip
+        return self._parts[key]
+
+    def split(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The op's flat ``vectors`` as ``(u [rows], v [cols])`` per unfolding."""
+        parts = vectors.split(self.sizes)
+        return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
-def split_vectors(vectors: Tensor, views: Sequence[View]) -> list[tuple[Tensor, Tensor]]:
-    """Splits the op's flat ``vectors`` into ``(u [rows], v [cols])`` per view."""
-    sizes = [size for view in views for size in (view.rows, view.cols)]
-    parts = vectors.split(sizes)
-    return list(zip(parts[0::2], parts[1::2], strict=True))
+def plan_of(
+    shapes: tuple[tuple[int, ...], ...],
+    dims: tuple[int, ...],
+    kinds: tuple[int, ...],
+    scales: tuple[float, ...],
+    eps: float,
+) -> Plan:
+    """The plan for such weights, made at the first call."""
+    if torch.compiler.is_compiling():  # which sees through caches
+        return Plan(shapes, dims, kinds, scales, eps)
+    try:
+        return _plan_of(shapes, dims, kinds, scales, eps)
+    except TypeError:  # symbolic sizes, which have no hash
+        return Plan(shapes, dims, kinds, scales, eps)
+
+
+_plan_of = lru_cache(maxsize=4096)(Plan)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastsn.op
 from fastsn.backends import requested_backend
-from fastsn.plan import group_views, split_vectors
+from fastsn.node import attach
+from fastsn.op import normalize
+from fastsn.plan import plan_of
 
 KINDS = {"sn": oracle.SN, "bsn": oracle.BSN, "v_first": oracle.SN_V_FIRST}
 
@@ -48,6 +49,41 @@ def random_pairs(weight: Tensor, dim: int, kind: int) -> Pairs:
     ]
 
 
+def spectral_normalize(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+    kinds: Sequence[int],
+    scales: Sequence[float],
+    scale_tensor: Tensor | None,
+    n: int,
+    eps: float,
+    out_dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """One differentiable call, as layers make it: numbers first, then their node."""
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), eps)
+    given = list(weights), list(us), list(vs), scale_tensor, n, out_dtype, backend
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return normalize(plan, *given)
+    with torch.no_grad():
+        numbers = normalize(plan, *given)
+    weights_sn, sigmas, _ = attach(plan, numbers, scale_tensor, weights, keep=False)
+    return weights_sn, sigmas, numbers.vectors, numbers.view_stats
+
+
+def split_pairs(
+    vectors: Tensor, weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
+) -> list[Pairs]:
+    """The op's flat ``vectors``, per weight one (u, v) per unfolding."""
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    plan = plan_of(shapes, tuple(dims), tuple(kinds), (1.0,) * len(shapes), 0.0)
+    left = plan.split(vectors)
+    return [[left.pop(0) for _ in own] for own in plan.views]
+
+
 def call(
     weights: Sequence[Tensor],
     pairs: Sequence[Pairs],
@@ -65,14 +101,11 @@ def call(
     if scale_tensor is not None:
         scales = [1.0] * len(weights)
     flat = [pair for own in pairs for pair in own]
-    weights_sn, sigmas, vectors, view_stats = fastsn.op.spectral_normalize(
+    weights_sn, sigmas, vectors, view_stats = spectral_normalize(
         list(weights), [u for u, _ in flat], [v for _, v in flat], list(dims), list(kinds), scales,
         scale_tensor, n, eps, out_dtype, requested_backend(),
     )  # fmt: skip
-    views = group_views(weights, dims, kinds)
-    left = split_vectors(vectors, [view for own in views for view in own])
-    new_pairs = [[left.pop(0) for _ in own] for own in views]
-    return Results(weights_sn, sigmas, new_pairs, view_stats)
+    return Results(weights_sn, sigmas, split_pairs(vectors, weights, dims, kinds), view_stats)
 
 
 def make_group(kind: str, dtype: torch.dtype = torch.float64, count: int | None = None) -> Group:

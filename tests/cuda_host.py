@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsn.backends import reference
-from fastsn.plan import BSN, SN, SN_V_FIRST, group_views
+from fastsn.plan import BSN, SN, SN_V_FIRST, plan_of
 
 EPS = 1e-12
 # what the simulated device has room for: blocks, and slots of shared memory for each
@@ -113,11 +113,13 @@ def make_group(cases: Sequence[Case], dtype: torch.dtype) -> Group:
         weight.to(memory_format=torch.channels_last) if case.channels_last else weight
         for weight, case in zip(weights, cases, strict=True)
     ]
-    views = [view for own in group_views(weights, dims, kinds) for view in own]
-    us, vs = ([torch.randn(view[k], dtype=torch.float64) for view in views] for k in (1, 2))
+    shapes = tuple(tuple(weight.shape) for weight in weights)
     scales = [1.0 + 0.1 * i for i in range(len(cases))]
+    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), EPS)
+    views = plan.flat_views
+    us, vs = ([torch.randn(view[k], dtype=torch.float64) for view in views] for k in (1, 2))
     group = Group([w.double() for w in weights], us, vs, dims, kinds, scales)
-    vectors = reference.forward(*group, None, 4, EPS, None)[2]
+    vectors = reference.forward(plan, group.weights, us, vs, None, 4, None)[2]
     sizes = [size for view in views for size in (view.rows, view.cols)]
     given = [(3 * part).to(dtype) for part in vectors.split(sizes)]  # of any length
     return group._replace(weights=weights, us=given[0::2], vs=given[1::2])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import flat_reference as reference
 import pytest
 import torch
 from cuda_host import (
@@ -30,7 +31,6 @@ from test_backends import EDGES, LARGE, check_accuracy, laid_out, random_case, r
 
 import fastsn
 from fastsn import backends as choice
-from fastsn.backends import reference
 from fastsn.plan import BSN, SN, SN_V_FIRST
 
 # relative errors of results, of sums in the accumulation dtype, and of vectors

@@ -17,7 +17,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from cases import Group, assert_near, same_bits, wide, wide_pairs
+from cases import Group, assert_near, same_bits, spectral_normalize, wide, wide_pairs
 from test_backends import LARGE, check_accuracy, laid_out, random_case, random_shape
 from triton_cases import (
     DEVICE,
@@ -36,7 +36,6 @@ from benchmarks.workloads import WORKLOADS, normalized_layers
 from fastsn.backends import explain, requested_backend
 from fastsn.backends.triton import launch as triton_backend
 from fastsn.backends.triton import tables as triton_tables
-from fastsn.op import spectral_normalize
 
 # NumPy, which interprets, warns of what kernels do on purpose (inf * 0), and of the interpreter.
 pytestmark = (

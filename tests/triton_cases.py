@@ -8,12 +8,19 @@ from typing import Any
 
 import oracle
 import torch
-from cases import Group, Pairs, assert_near, random_pairs, wide, wide_pairs
+from cases import (
+    Group,
+    Pairs,
+    assert_near,
+    random_pairs,
+    spectral_normalize,
+    split_pairs,
+    wide,
+    wide_pairs,
+)
 from torch import Tensor
 
 from fastsn.backends import requested_backend
-from fastsn.op import spectral_normalize
-from fastsn.plan import group_views, split_vectors
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -92,9 +99,7 @@ class Outcome:
             assert result.stride() == weight.stride()
         self.weights = [result.detach().cpu() for result in weights_sn]
         self.sigmas, self.stats = sigmas.detach().cpu(), stats.cpu()
-        views = group_views(leaves, group.dims, group.kinds)
-        left = split_vectors(vectors.cpu(), [view for own in views for view in own])
-        self.pairs: list[Pairs] = [[left.pop(0) for _ in own] for own in views]
+        self.pairs: list[Pairs] = split_pairs(vectors.cpu(), leaves, group.dims, group.kinds)
         self.grads: list[Tensor] = []
         if grads is None:
             return

@@ -20,7 +20,15 @@ import torch
 from fastsn.backends import native, reference
 from fastsn.backends.triton import launch as triton_backend
 
-__all__ = ["ORDER", "Backend", "explain", "requested_backend", "select_backend", "use_backend"]
+__all__ = [
+    "ORDER",
+    "Backend",
+    "explain",
+    "requested_backend",
+    "select_backend",
+    "set_backend",
+    "use_backend",
+]
 
 Reasons = Callable[[torch.device, torch.dtype, "torch.dtype | None"], list[str]]
 
@@ -113,6 +121,20 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _requested = before
+
+
+def set_backend(name: str) -> None:
+    """Uses one backend from now on, for all threads of the process.
+
+    Args:
+        name: as for :func:`use_backend`, which does the same for a block.
+
+    Raises:
+        ValueError: ``name`` is not a backend.
+    """
+    global _requested
+    _check_name(name, "set_backend")
+    _requested = name
 
 
 def _check_name(name: str, source: str) -> None:

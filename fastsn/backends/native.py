@@ -7,12 +7,16 @@ reason against its backend.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["NativeBackend", "cpu", "cuda"]
+from fastsn.plan import Plan
+
+__all__ = ["NativeBackend", "capture_id", "cpu", "cuda"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -44,6 +48,7 @@ class NativeBackend:
         self._device = device
         self._module = module
         self._needs = needs
+        self._overloads: dict[str, Any] = {}
 
     def import_error(self) -> str:
         """Why the extension module cannot be imported, with the fix; ``""`` where it can be."""
@@ -69,13 +74,47 @@ class NativeBackend:
         """The module's ops, once :meth:`import_error` has found nothing."""
         return getattr(torch.ops, f"fastsn_{self._device}")
 
-    def forward(self, *args: Any) -> Any:
-        """See :func:`fastsn.backends.reference.forward`."""
-        return self.ops.forward(*args)
+    def forward(
+        self,
+        plan: Plan,
+        weights: Sequence[Tensor],
+        us: Sequence[Tensor],
+        vs: Sequence[Tensor],
+        scale_tensor: Tensor | None,
+        n_power_iterations: int,
+        out_dtype: torch.dtype | None,
+        store: bool,
+    ) -> Any:
+        """See :func:`fastsn.backends.reference.forward`; ``store``: into ``us``, ``vs`` as well."""
+        return self._op("forward")(
+            weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor,
+            n_power_iterations, plan.eps, out_dtype, store,
+        )  # fmt: skip
 
-    def backward(self, *args: Any) -> Any:
+    def backward(
+        self,
+        plan: Plan,
+        grads: Sequence[Tensor],
+        grad_sigmas: Tensor | None,
+        weights_sn: Sequence[Tensor],
+        sigmas: Tensor,
+        vectors: Tensor,
+        view_stats: Tensor,
+        scale_tensor: Tensor | None,
+        grad_dtype: torch.dtype,
+    ) -> Any:
         """See :func:`fastsn.backends.reference.backward`."""
-        return self.ops.backward(*args)
+        return self._op("backward")(
+            grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats,
+            plan.dims, plan.kinds, plan.scales, scale_tensor, grad_dtype,
+        )  # fmt: skip
+
+    def _op(self, name: str) -> Any:
+        # The overload itself: finding it again takes longer than small kernels.
+        op = self._overloads.get(name)
+        if op is None:
+            op = self._overloads[name] = getattr(self.ops, name).default
+        return op
 
 
 class CudaBackend(NativeBackend):
@@ -92,6 +131,13 @@ class CudaBackend(NativeBackend):
             if error := self.ops.device_error(index):
                 reasons.append(f"cuda:{index} cannot run the kernels: {error}")
         return reasons
+
+
+def capture_id(device: torch.device) -> int:
+    """What tells the CUDA graph capture of this thread's stream from others; 0 where unknown."""
+    if cuda.import_error() or not hasattr(cuda.ops, "capture_id"):
+        return 0
+    return int(cuda.ops.capture_id(device.index or 0))
 
 
 cpu = NativeBackend("cpu", "fastsn._C", "a C++ compiler")

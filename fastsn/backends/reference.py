@@ -15,8 +15,9 @@ the mean of two (paper, section 5.1): ``sigma = sum_d a_d sigma_d``, and ``W_sn 
 **Backward** (Miyato et al. 2018, Eq. 12; ``u``, ``v`` constants). ``sigma`` is then linear in
 ``W``:
 
-    d sigma = Re<S, dW>,     S = sum_d alpha_d fold_d(u_d v_d^H),     alpha_d = a_d / (||u_d||
-    ||v_d||)
+    d sigma = Re<S, dW>
+    S       = sum_d alpha_d fold_d(u_d v_d^H)
+    alpha_d = a_d / (||u_d|| ||v_d||)
 
 With ``G = dL/dW_sn`` and ``g = dL/dsigma``, ``dW_sn = scale dW / sigma - W_sn dsigma / sigma``
 gives
@@ -34,13 +35,21 @@ as they were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastsn.plan import SN_V_FIRST, View, accumulate_dtype, group_views, split_vectors
+from fastsn.plan import SN_V_FIRST, Plan, View, accumulate_dtype
 
-__all__ = ["backward", "forward", "unsupported_reasons"]
+__all__ = [
+    "backward",
+    "differentiable",
+    "forward",
+    "gradients",
+    "tangents",
+    "unsupported_reasons",
+]
 
 
 def unsupported_reasons(
@@ -57,56 +66,98 @@ def unfold(weight: Tensor, dim: int) -> Tensor:
     return weight.movedim(dim, 0).flatten(1)
 
 
-def fold(matrix: Tensor, shape: torch.Size, dim: int) -> Tensor:
+def fold(matrix: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     """Inverse of :func:`unfold` for a weight of ``shape``."""
     rest = [size for d, size in enumerate(shape) if d != dim]
     return matrix.reshape([shape[dim], *rest]).movedim(0, dim)
 
 
 def forward(
+    plan: Plan,
     weights: Sequence[Tensor],
     us: Sequence[Tensor],
     vs: Sequence[Tensor],
-    dims: Sequence[int],
-    kinds: Sequence[int],
-    scales: Sequence[float],
     scale_tensor: Tensor | None,
     n_power_iterations: int,
-    eps: float,
     out_dtype: torch.dtype | None,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Normalizes ``weights``; see :mod:`fastsn.op` for the arguments and results."""
-    weights_sn: list[Tensor] = []
-    sigmas: list[Tensor] = []
-    vectors: list[Tensor] = []
-    stats: list[Tensor] = []
+    weights_sn, sigmas, vectors, stats = [], [], [], []
     accumulate = accumulate_dtype(weights[0].dtype)
-    first = 0
-    for i, (weight, kind) in enumerate(zip(weights, kinds, strict=True)):
-        views = group_views([weight], [dims[i]], [kind])[0]
-        own = range(first, first + len(views))
-        first += len(views)
-        given = [(us[j].to(accumulate), vs[j].to(accumulate)) for j in own]
+    for i, weight in enumerate(weights):
         wide = weight.to(accumulate)
-        steps = [
-            _iterate(unfold(wide, view.dim), *pair, kind, n_power_iterations, eps)
-            for view, pair in zip(views, given, strict=True)
-        ]
-        good = torch.stack([step[3] for step in steps]).all()
+        pairs, view_sigmas = _advance(plan, i, wide, us, vs, n_power_iterations)
         sigma = torch.zeros((), dtype=accumulate, device=weight.device).abs()
-        for view, pair, (u, v, view_sigma, _) in zip(views, given, steps, strict=True):
-            u, v = torch.where(good, u, pair[0]), torch.where(good, v, pair[1])
+        for view, (u, v), view_sigma in zip(plan.views[i], pairs, view_sigmas, strict=True):
             vectors += [u, v]
             stats.append(torch.stack([view_sigma, _alpha(u, v, view.coefficient)]))
             sigma = sigma + view.coefficient * view_sigma
-        scale = scales[i] if scale_tensor is None else scale_tensor[i].to(sigma.dtype)
-        zero = sigma == 0
-        # zero * W rather than 0: a non-finite weight stays visible in W_sn.
-        factor = torch.where(zero, torch.zeros_like(sigma), scale)
-        result = wide * factor / torch.where(zero, torch.ones_like(sigma), sigma)
+        result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma))
         weights_sn.append(torch.empty_like(weight, dtype=out_dtype).copy_(result))
         sigmas.append(sigma)
     return weights_sn, torch.stack(sigmas), torch.cat(vectors), torch.stack(stats)
+
+
+def differentiable(
+    plan: Plan,
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scale_tensor: Tensor | None,
+    n_power_iterations: int,
+    out_dtype: torch.dtype | None,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """:func:`forward` with derivatives of any order and mode, by ``Re<S, W>`` as sigma.
+
+    torch's own rules then give Eq. 12, batched and forward-mode derivatives included.
+    """
+    weights_sn, sigmas, vectors, stats = [], [], [], []
+    accumulate = accumulate_dtype(weights[0].dtype)
+    for i, weight in enumerate(weights):
+        wide = weight.to(accumulate)
+        with torch.no_grad():
+            pairs, view_sigmas = _advance(plan, i, wide.detach(), us, vs, n_power_iterations)
+            alphas = [
+                _alpha(u, v, view.coefficient)
+                for view, (u, v) in zip(plan.views[i], pairs, strict=True)
+            ]
+            direction = sigma_gradient(plan.shapes[i], plan.views[i], pairs, alphas)
+        vectors += [vector for pair in pairs for vector in pair]
+        stats += [torch.stack(both) for both in zip(view_sigmas, alphas, strict=True)]
+        sigma = inner(direction, wide)
+        result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma))
+        weights_sn.append(result.to(out_dtype or weight.dtype))
+        sigmas.append(sigma)
+    return weights_sn, torch.stack(sigmas), torch.cat(vectors), torch.stack(stats)
+
+
+def _advance(
+    plan: Plan, i: int, wide: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor], n: int
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """New vectors and sigma of each unfolding of weight ``i``; the old ones if a norm is bad."""
+    own = range(plan.firsts[i], plan.firsts[i + 1])
+    given = [(us[j].to(wide.dtype), vs[j].to(wide.dtype)) for j in own]
+    steps = [
+        _iterate(unfold(wide, view.dim), *pair, plan.kinds[i], n, plan.eps)
+        for view, pair in zip(plan.views[i], given, strict=True)
+    ]
+    good = torch.stack([step[3] for step in steps]).all()
+    pairs = [
+        (torch.where(good, u, pair[0]), torch.where(good, v, pair[1]))
+        for (u, v, _, _), pair in zip(steps, given, strict=True)
+    ]
+    return pairs, [step[2] for step in steps]
+
+
+def _scale(plan: Plan, scale_tensor: Tensor | None, i: int, like: Tensor) -> Any:
+    return plan.scales[i] if scale_tensor is None else scale_tensor[i].to(like.dtype)
+
+
+def _scaled(wide: Tensor, sigma: Tensor, scale: Any) -> Tensor:
+    """``scale W / sigma``; 0 for sigma 0, but not for non-finite elements, which stay visible."""
+    zero = sigma == 0
+    factor = torch.where(zero, torch.zeros_like(sigma), scale)
+    return wide * factor / torch.where(zero, torch.ones_like(sigma), sigma)
 
 
 def _iterate(
@@ -138,42 +189,91 @@ def _iterate(
 
 
 def backward(
+    plan: Plan,
     grads: Sequence[Tensor],
     grad_sigmas: Tensor | None,
     weights_sn: Sequence[Tensor],
     sigmas: Tensor,
     vectors: Tensor,
     view_stats: Tensor,
-    dims: Sequence[int],
-    kinds: Sequence[int],
-    scales: Sequence[float],
     scale_tensor: Tensor | None,
     grad_dtype: torch.dtype,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of the weights and scales; see :mod:`fastsn.op` for the arguments and results."""
+    results, grad_scales = gradients(
+        plan, grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, scale_tensor
+    )
+    return [
+        torch.empty_like(weight_sn, dtype=grad_dtype).copy_(result)
+        for weight_sn, result in zip(weights_sn, results, strict=True)
+    ], grad_scales
+
+
+def gradients(
+    plan: Plan,
+    grads: Sequence[Tensor],
+    grad_sigmas: Tensor | None,
+    weights_sn: Sequence[Tensor],
+    sigmas: Tensor,
+    vectors: Tensor,
+    view_stats: Tensor,
+    scale_tensor: Tensor | None,
+) -> tuple[list[Tensor], Tensor]:
+    """:func:`backward` in ``vectors``' dtype, out of place: it is differentiable itself."""
     grad_weights, grad_scales = [], []
-    problems = group_views(weights_sn, dims, kinds)
-    pairs = split_vectors(vectors, [view for views in problems for view in views])
-    first = 0
-    for i, (grad, weight_sn, views) in enumerate(zip(grads, weights_sn, problems, strict=True)):
-        own = range(first, first + len(views))
-        first += len(views)
-        wide = grad.to(vectors.dtype)
+    pairs = plan.split(vectors)
+    for i, (grad, weight_sn) in enumerate(zip(grads, weights_sn, strict=True)):
+        own = range(plan.firsts[i], plan.firsts[i + 1])
+        wide, sigma = grad.to(vectors.dtype), sigmas[i]
         direction = sigma_gradient(
-            weight_sn.shape, views, [pairs[j] for j in own], [view_stats[j, 1] for j in own]
+            plan.shapes[i], plan.views[i], [pairs[j] for j in own], [view_stats[j, 1] for j in own]
         )
-        sigma = sigmas[i]
-        scale = scales[i] if scale_tensor is None else scale_tensor[i].to(sigma.dtype)
+        scale = _scale(plan, scale_tensor, i, sigma)
         product = inner(wide, weight_sn.to(vectors.dtype))
         pull = product if grad_sigmas is None else product - grad_sigmas[i] * sigma
-        result = (scale * wide - pull * direction) * reciprocal(sigma)
-        grad_weights.append(torch.empty_like(weight_sn, dtype=grad_dtype).copy_(result))
-        grad_scales.append(product * reciprocal(torch.as_tensor(scale, device=sigma.device)))
+        grad_weights.append((scale * wide - pull * direction) * reciprocal(sigma))
+        inverse = reciprocal(scale) if isinstance(scale, Tensor) else 1 / scale if scale else 0.0
+        grad_scales.append(product * inverse)
     return grad_weights, torch.stack(grad_scales).to(sigmas.dtype)
 
 
+def tangents(
+    plan: Plan,
+    dots: Sequence[Tensor | None],
+    scale_dots: Tensor | None,
+    weights_sn: Sequence[Tensor],
+    sigmas: Tensor,
+    vectors: Tensor,
+    view_stats: Tensor,
+    scale_tensor: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Forward-mode derivatives: those of the normalized weights, and of all sigmas.
+
+    ``dsigma = Re<S, dW>`` and ``dW_sn = (scale dW - W_sn dsigma) / sigma + W_sn dscale / scale``.
+    """
+    results, sigma_dots = [], []
+    pairs = plan.split(vectors)
+    for i, (dot, weight_sn) in enumerate(zip(dots, weights_sn, strict=True)):
+        own = range(plan.firsts[i], plan.firsts[i + 1])
+        sigma, wide = sigmas[i], weight_sn.to(vectors.dtype)
+        scale = _scale(plan, scale_tensor, i, sigma)
+        result, sigma_dot = torch.zeros_like(wide), torch.zeros_like(sigma)
+        if dot is not None:
+            direction = sigma_gradient(
+                plan.shapes[i], plan.views[i], [pairs[j] for j in own],
+                [view_stats[j, 1] for j in own],
+            )  # fmt: skip
+            sigma_dot = inner(direction, dot.to(vectors.dtype))
+            result = (scale * dot.to(vectors.dtype) - wide * sigma_dot) * reciprocal(sigma)
+        if scale_dots is not None:
+            result = result + wide * (scale_dots[i] * reciprocal(scale))
+        results.append(result.to(weight_sn.dtype))
+        sigma_dots.append(sigma_dot)
+    return *results, torch.stack(sigma_dots)
+
+
 def sigma_gradient(
-    shape: torch.Size,
+    shape: Sequence[int],
     views: Sequence[View],
     pairs: Sequence[tuple[Tensor, Tensor]],
     alphas: Sequence[Tensor],

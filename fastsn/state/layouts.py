@@ -1,16 +1,17 @@
 """State dicts of other spectral norms: read by ``load_state_dict``, written by
 :func:`convert_state_dict`.
 
-==================
-=================================================================================== layout
-keys of a layer ``conv`` ==================
-=================================================================================== fastsn, torch
-``conv.parametrizations.weight.original``, ``...weight.0._u``, ``...weight.0._v`` fastsn, BSN
-the same and ``...weight.0._u_in``, ``...weight.0._v_in`` torch's old hook    ``conv.weight_orig``,
-``conv.weight_u``, ``conv.weight_v`` BigGAN              ``conv.weight``, ``conv.u0`` of shape (1,
-rows), ``conv.sv0`` mimicry             ``conv.weight``, ``conv.sn_u`` of shape (1, rows),
-``conv.sn_sigma`` ==================
-===================================================================================
+Keys of a layer ``conv`` in each layout:
+
+* fastsn and torch: ``conv.parametrizations.weight.original``, ``...weight.0._u``, ``...0._v``;
+* fastsn's BSN: ``...weight.0._u_in`` and ``...0._v_in`` as well;
+* torch's old hook: ``conv.weight_orig``, ``conv.weight_u``, ``conv.weight_v``; before torch 1.0 a
+  buffer ``conv.weight`` in place of the last;
+* BigGAN: ``conv.weight``, ``conv.u0`` of shape (1, rows), ``conv.sv0``;
+* mimicry: ``conv.weight``, ``conv.sn_u`` of shape (1, rows), ``conv.sn_sigma``.
+
+Method and scale travel in the state dict's metadata, so that the keys are torch's: a file of one
+scale is not loaded into a model of another by mistake.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ from torch import Tensor, nn
 
 from fastsn.backends.reference import unfold
 from fastsn.functional import spectral_normalize
-from fastsn.plan import WARM_UP
+from fastsn.plan import BSN, WARM_UP
 from fastsn.state.classes import parametrizations_of
 
-__all__ = ["convert_state_dict", "install_load_hook", "prepare_load"]
+__all__ = [
+    "convert_state_dict",
+    "install_load_hook",
+    "load_plain_state_dict",
+    "note_settings",
+    "prepare_load",
+]
 
 _LEFT_VECTORS = {"u0": "sv0", "sn_u": "sn_sigma"}  # BigGAN, mimicry: left vector, logged sigma
 
@@ -39,8 +46,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: str = "fastsn") -> Ord
     they are.
 
     Loading needs no conversion: fastsn layers read all of the layouts. It is for the way back, and
-        for
-    looking at a file without a model.
+    for looking at a file without a model.
 
     Args:
         state_dict: of a fastsn model, or in one of the layouts above.
@@ -96,6 +102,7 @@ def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str
         for old, new in (("_orig", "original"), ("_u", "0._u"), ("_v", "0._v")):
             if prefix + name + old in state_dict:
                 state_dict[stem + new] = state_dict.pop(prefix + name + old)
+        state_dict.pop(prefix + name, None)  # the normalized weight, in files before torch 1.0
     else:
         left = next((left for left in _LEFT_VECTORS if prefix + left in state_dict), None)
         if left is None:
@@ -117,6 +124,70 @@ def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str
         state_dict[stem + "0._v"] = F.normalize(unfold(weight, 0).mH @ u.to(weight), dim=0)
 
 
+@torch.no_grad()
+def load_plain_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True
+) -> None:
+    """Loads the state of a plain model, without any norm, into ``model``, a normalized one.
+
+    The singular vectors are drawn anew and warmed up on the weights that were loaded.
+
+    Args:
+        model: with fastsn's spectral norms.
+        state_dict: of the same model before it was normalized, or after :func:`fastsn.fold`.
+        strict: as in ``load_state_dict``.
+
+    Raises:
+        ValueError: ``model`` has no spectral norm, or the file is of a normalized model.
+        RuntimeError: keys or shapes do not fit, as in ``load_state_dict``. Nothing was loaded then.
+
+    Example::
+
+        >>> plain = nn.Sequential(nn.Linear(4, 4)).state_dict()
+        >>> model = nn.Sequential(nn.Linear(4, 4))
+        >>> group = fastsn.apply(model, "sn")
+        >>> fastsn.load_plain_state_dict(model, plain)
+    """
+    normalized = [key for key in state_dict if ".parametrizations." in f".{key}"]
+    if normalized:
+        raise ValueError(
+            f"expected the state dict of a plain model, got '{normalized[0]}': "
+            "model.load_state_dict reads normalized ones"
+        )
+    renamed, norms = dict(state_dict), []
+    own = model.state_dict()
+    for prefix, layer in model.named_modules():
+        for name, held in parametrizations_of(layer).items():
+            if getattr(held[0], "vector_names", None) is None:
+                continue
+            norms.append((held, held[0]))
+            path = f"{prefix}." if prefix else ""
+            if path + name in renamed:
+                stem = f"{path}parametrizations.{name}."
+                renamed[stem + "original"] = renamed.pop(path + name)
+                renamed.update((key, own[key]) for key in own if key.startswith(f"{stem}0."))
+    if not norms:
+        raise ValueError(
+            f"expected {type(model).__name__} to have a fastsn spectral norm, got none"
+        )
+    wrong = [
+        f"{key}: expected shape {tuple(own[key].shape)}, got {tuple(value.shape)}"
+        for key, value in renamed.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if strict:
+        wrong += [f"missing: {key}" for key in own if key not in renamed]
+        wrong += [f"unexpected: {key}" for key in renamed if key not in own]
+    if wrong:
+        raise RuntimeError(
+            "fastsn: cannot load this plain state dict; nothing was loaded:\n  "
+            + "\n  ".join(wrong)
+        )
+    model.load_state_dict(renamed, strict=strict)
+    for held, norm in norms:
+        norm.reset(held.original)
+
+
 def install_load_hook(module: nn.Module) -> None:
     """Lets ``module.load_state_dict`` read the layouts above and refuse bad entries early."""
     if _load_hook not in [
@@ -126,17 +197,47 @@ def install_load_hook(module: nn.Module) -> None:
 
 
 def _load_hook(
-    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
+    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str,
+    local_metadata: Any, strict: bool, *_unused: Any,
+) -> None:  # fmt: skip
+    prepare_load(module, state_dict, prefix, strict)
+
+
+def note_settings(norm: Any, destination: Any, prefix: str) -> None:
+    """Writes the method and scale of ``norm`` into the metadata of a state dict."""
+    metadata = getattr(destination, "_metadata", None)
+    if metadata is not None and not isinstance(norm.scale, Tensor):
+        metadata.setdefault(prefix[:-1], {})["fastsn"] = {"kind": norm.kind, "scale": norm.scale}
+
+
+def _check_settings(state_dict: Any, stem: str, norm: Any) -> None:
+    metadata = (getattr(state_dict, "_metadata", None) or {}).get(stem + "0") or {}
+    given = metadata.get("fastsn")
+    if given is None or isinstance(norm.scale, Tensor):
+        return
+    theirs, ours = (_method(kind, scale) for kind, scale in
+                    ((given["kind"], given["scale"]), (norm.kind, norm.scale)))  # fmt: skip
+    # The second pair of vectors warms up on the weight; a scale or a kind cannot be made up.
+    if given["scale"] != norm.scale or (given["kind"] == BSN and norm.kind != BSN):
+        raise RuntimeError(
+            f"fastsn: expected a state dict of {ours} for '{stem[:-1]}', got one of {theirs}: "
+            "normalize the model as the file's was, or load with strict=False. Nothing was loaded."
+        )
+
+
+def _method(kind: int, scale: float) -> str:
+    name = "bsn" if kind == BSN else "sn"
+    return name if scale == 1 else f"{name.replace('s', 'ss', 1)} with scale {scale:g}"
+
+
+def prepare_load(
+    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, strict: bool = True
 ) -> None:
-    prepare_load(module, state_dict, prefix)
-
-
-def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
     """Renames foreign entries of one parametrized ``module`` and checks them against it.
 
     Raises:
-        RuntimeError: an entry of the wrong shape or with non-finite vectors. Nothing was loaded
-            then.
+        RuntimeError: an entry of the wrong shape or with non-finite vectors; or, if ``strict``, of
+            another method or scale. Nothing was loaded then.
     """
     for name, parametrization in parametrizations_of(module).items():
         vector_names = getattr(parametrization[0], "vector_names", None)
@@ -147,6 +248,8 @@ def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix
         except ValueError as error:
             raise RuntimeError(f"fastsn: cannot load this state dict: {error}") from error
         stem = f"{prefix}parametrizations.{name}."
+        if strict:
+            _check_settings(state_dict, stem, parametrization[0])
         expected = {"original": parametrization.original}
         expected.update(
             ("0." + vector, getattr(parametrization[0], vector))

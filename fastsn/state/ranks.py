@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class _Norm(Protocol):
     """What is needed of a parametrization here."""
 
     training: bool
-    _synchronized: bool
+    state: Any
 
     def vectors(self) -> list[tuple[Tensor, Tensor]]: ...
 
@@ -37,14 +37,14 @@ def share_vectors(norms: Sequence[_Norm]) -> None:
     active = getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
     if active is None:
         return
-    fresh = [norm for norm in norms if norm.training and not norm._synchronized]
+    fresh = [norm for norm in norms if norm.training and not norm.state.synchronized]
     group = active.process_group
     if dist.get_world_size(group) > 1:
         with torch.no_grad():
             for vector in (v for norm in fresh for pair in norm.vectors() for v in pair):
                 dist.broadcast(vector, src=dist.get_global_rank(group, 0), group=group)
     for norm in fresh:
-        norm._synchronized = True
+        norm.state.synchronized = True
 
 
 def is_sharded(weight: Tensor) -> bool:

@@ -1,1 +1,1 @@
-"""The Triton backend: one set of launches for a whole group; Triton is imported at its first use."""
+"""The Triton backend: one set of launches for a whole group; Triton is imported at first use."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fastsn.backends.triton.tables import addresses, argument_table, bits, plan_of
+from fastsn.plan import Plan as GroupPlan
 from fastsn.plan import accumulate_dtype
 
 __all__ = ["backward", "forward", "import_error", "options", "unsupported_reasons"]
@@ -177,15 +178,12 @@ def _guard(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def forward(
+    group: GroupPlan,
     weights: Sequence[Tensor],
     us: Sequence[Tensor],
     vs: Sequence[Tensor],
-    dims: Sequence[int],
-    kinds: Sequence[int],
-    scales: Sequence[float],
     scale_tensor: Tensor | None,
     n_power_iterations: int,
-    eps: float,
     out_dtype: torch.dtype | None,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """See :func:`fastsn.backends.reference.forward`."""
@@ -193,6 +191,7 @@ def forward(
     from fastsn.backends.triton.forward import multiply_cols, multiply_rows, write_weights
     from fastsn.backends.triton.plan import TILES, triton_dtype
 
+    dims, kinds, scales, eps = group.dims, group.kinds, group.scales, group.eps
     device, dtype = weights[0].device, weights[0].dtype
     accumulate = accumulate_dtype(dtype)
     vector_dtype = us[0].dtype
@@ -247,15 +246,13 @@ def forward(
 
 
 def backward(
+    group: GroupPlan,
     grads: Sequence[Tensor],
     grad_sigmas: Tensor | None,
     weights_sn: Sequence[Tensor],
     sigmas: Tensor,
     vectors: Tensor,
     view_stats: Tensor,
-    dims: Sequence[int],
-    kinds: Sequence[int],
-    scales: Sequence[float],
     scale_tensor: Tensor | None,
     grad_dtype: torch.dtype,
 ) -> tuple[list[Tensor], Tensor]:
@@ -263,6 +260,7 @@ def backward(
     from fastsn.backends.triton.gradients import inner_products, write_gradients
     from fastsn.backends.triton.plan import BLOCK, TILES, triton_dtype
 
+    dims, kinds, scales = group.dims, group.kinds, group.scales
     device, k = weights_sn[0].device, len(weights_sn)
     sigmas, vectors, view_stats = sigmas.contiguous(), vectors.contiguous(), view_stats.contiguous()
     plan = plan_of(weights_sn, dims, kinds)

@@ -57,7 +57,8 @@ def compile_kernel(name: str, target_name: str) -> Any:
     constants = {
         **dict.fromkeys(("W", "V", "G", "OUT"), triton_dtype(dtype)),
         "A": triton_dtype(accumulate),
-        "TILES": TILES,
+        "ALIGNED": True,
+        "TILES": 2 * TILES,
         "BLOCK": BLOCK,
         "HIP": target.backend == "hip",
         **chosen,

@@ -42,13 +42,13 @@ from fastsn.backends.triton.walk import (
     INDEX,
     KEEP,
     LONG,
+    LONG_IN_VECTORS,
     PROBLEM_COLUMNS,
     RESULT,
     ROW_INVERSE,
     ROW_PARTS,
     ROW_SUMS,
     ROW_VECTOR,
-    SHAPE,
     SHAPES,
     SOURCE,
     TILE_SUMS,
@@ -57,9 +57,11 @@ from fastsn.backends.triton.walk import (
     along,
     divisor,
     elements,
+    memory,
     number,
     place,
     publish,
+    shape_of,
     square_sum,
     total,
 )
@@ -109,7 +111,7 @@ def _multiply_rows_view(
 def multiply_rows(
     tile_problems, problems, arguments, sums, scalars, counters,
     W: tl.constexpr, V: tl.constexpr, FIRST: tl.constexpr, EVALUATE: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGNED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Parts of ``s = M v``, by column tile. Clears the counters for :func:`multiply_cols`.
 
@@ -121,16 +123,16 @@ def multiply_rows(
     tile = tl.program_id(0) - tl.load(problem + FIRST_TILE)
     if (tile == 0) & (not EVALUATE):
         tl.store(counters + tl.load(problem + DONE), 0)
-    shape = tl.load(problem + SHAPE)
-    for k in tl.static_range(SHAPES):
+    shape = shape_of(problem, ALIGNED)
+    for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
             TA: tl.constexpr = TILES[k][0]
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
-            first, offsets, mask = elements(problem, tile, TA, TB, TC)
-            source = tl.load(argument + SOURCE).to(tl.pointer_type(W)) + first
+            first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
+            source = memory(argument + SOURCE, W, k >= SHAPES) + first
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(sums.dtype.element_ty)
-            if k != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 _multiply_rows_view(
                     weight, problem, argument, tile, sums, scalars, counters,
                     0, V, FIRST, EVALUATE, TA, TB, TC,
@@ -211,27 +213,27 @@ def _add_cols_view(
 @triton.jit
 def multiply_cols(
     tile_problems, problems, arguments, sums, scalars, counters, scales, sigmas, view_stats,
-    W: tl.constexpr, HIP: tl.constexpr, TILES: tl.constexpr,
+    W: tl.constexpr, HIP: tl.constexpr, ALIGNED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """All of ``s = M v`` and of ``t = M^T s / max(||s||, eps)``, and what follows from them."""
     index = tl.load(tile_problems + tl.program_id(0)).to(tl.int64)
     problem, argument = problems + index * PROBLEM_COLUMNS, arguments + index * ARGUMENT_COLUMNS
     tile = tl.program_id(0) - tl.load(problem + FIRST_TILE)
-    shape = tl.load(problem + SHAPE)
+    shape = shape_of(problem, ALIGNED)
     added = 0
-    for k in tl.static_range(SHAPES):
+    for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
             TA: tl.constexpr = TILES[k][0]
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
-            first, offsets, mask = elements(problem, tile, TA, TB, TC)
-            source = tl.load(argument + SOURCE).to(tl.pointer_type(W)) + first
+            first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
+            source = memory(argument + SOURCE, W, k >= SHAPES) + first
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(sums.dtype.element_ty)
-            if k != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 _multiply_cols_view(weight, problem, tile, sums, scalars, 0, TA, TB, TC)
             _multiply_cols_view(weight, problem, tile, sums, scalars, 1, TA, TB, TC)
             publish(HIP)  # the tile's parts, before it is counted as done
-            if k != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 added += _add_cols_view(
                     problem, argument, tile, sums, scalars, counters, 0, TA, TB, TC
                 )
@@ -287,7 +289,7 @@ def _write_view(
 @triton.jit
 def write_weights(
     tile_problems, problems, arguments, sums, scalars, vectors,
-    W: tl.constexpr, V: tl.constexpr, OUT: tl.constexpr, TILES: tl.constexpr,
+    W: tl.constexpr, V: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """``W_sn = scale W / sigma`` and the vectors."""
     index = tl.load(tile_problems + tl.program_id(0)).to(tl.int64)
@@ -296,17 +298,17 @@ def write_weights(
     # 0 for a sigma of 0. 0 * W keeps a weight that is not finite visible in W_sn.
     factor = tl.load(scalars + tl.load(problem + FACTOR)).to(sums.dtype.element_ty)
     keep = tl.load(scalars + tl.load(problem + KEEP)) != 0.0
-    shape = tl.load(problem + SHAPE)
-    for k in tl.static_range(SHAPES):
+    shape = shape_of(problem, ALIGNED)
+    for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
             TA: tl.constexpr = TILES[k][0]
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
-            first, offsets, mask = elements(problem, tile, TA, TB, TC)
-            source = tl.load(argument + SOURCE).to(tl.pointer_type(W)) + first
+            first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
+            source = memory(argument + SOURCE, W, k >= SHAPES) + first
             weight = tl.load(source + offsets, mask=mask, other=0.0).to(factor.dtype)
-            target = tl.load(argument + RESULT).to(tl.pointer_type(OUT)) + first
+            target = memory(argument + RESULT, OUT, k >= SHAPES) + first
             tl.store(target + offsets, (weight * factor).to(OUT), mask=mask)
-            if k != LONG:
+            if k != LONG and k != LONG_IN_VECTORS:
                 _write_view(problem, argument, tile, sums, scalars, vectors, keep, 0, V, TA, TB, TC)
             _write_view(problem, argument, tile, sums, scalars, vectors, keep, 1, V, TA, TB, TC)

@@ -36,6 +36,7 @@ _NUM_WARPS = 8
 #: Registers a thread at most, none spilled: three programs fit on a multiprocessor, or two where a
 #: kernel takes more: all kernels with float64, and write_gradients, which takes some 90.
 _REGISTERS, _MORE_REGISTERS = 80, 128
+_VECTOR_BYTES = 16
 
 
 # What this machine can do
@@ -151,11 +152,21 @@ def _launch(kernel: Any, programs: int, accumulate: torch.dtype, *args: Any) -> 
 
 @cache
 def options(kernel: str, accumulate: torch.dtype) -> dict[str, int]:
-    """How a kernel is compiled whose sums have dtype ``accumulate``."""
+    """How a kernel is compiled whose sums have dtype ``accumulate``.
+
+    Products are rounded before they are added: where a sum runs over lanes, each of two lanes would
+    fuse its own product into it, and both write one address with values that differ.
+    """
+    common = {"num_warps": _NUM_WARPS, "enable_fp_fusion": False}
     if torch.version.hip is not None:
-        return {"num_warps": _NUM_WARPS}
+        return common
     more = kernel == "write_gradients" or accumulate == torch.float64
-    return {"num_warps": _NUM_WARPS, "maxnreg": _MORE_REGISTERS if more else _REGISTERS}
+    return {**common, "maxnreg": _MORE_REGISTERS if more else _REGISTERS}
+
+
+def _all_aligned(places: Sequence[int]) -> bool:
+    """Whether memory can be read and written in vectors, where shapes and strides allow it."""
+    return all(place % _VECTOR_BYTES == 0 for place in places)
 
 
 def _guard(device: torch.device) -> AbstractContextManager[Any]:
@@ -212,7 +223,9 @@ def forward(
             table.append([source, result, 0, bits(scales[i]), bits(eps), *given])
         return table
 
-    key = ("forward", *addresses(weights, results, us, vs), *scales, eps)
+    places = addresses(weights, results)
+    key = ("forward", *places, *addresses(us, vs), *scales, eps)
+    aligned = _all_aligned(places)
     w, v, out = triton_dtype(dtype), triton_dtype(vector_dtype), triton_dtype(results[0].dtype)
     with _guard(device):
         tables = plan.table, argument_table(plan, device, key, rows)
@@ -220,7 +233,7 @@ def forward(
         concluded = scale_tensor, sigmas, view_stats
 
         def launch(kernel: Any, *args: Any) -> None:
-            _launch(kernel, plan.tiles, accumulate, *common, *args, TILES)
+            _launch(kernel, plan.tiles, accumulate, *common, *args, aligned, 2 * TILES)
 
         if n_power_iterations == 0:
             launch(multiply_rows, counters, w, v, True, True)
@@ -266,17 +279,19 @@ def backward(
         own = zip(addresses(grads), addresses(results), addresses(weights_sn), strict=True)
         return [[*three, bits(scales[i]), 0, 0, 0, 0, 0] for i, three in enumerate(own)]
 
-    key = ("backward", *addresses(grads, results, weights_sn), *scales)
+    places = addresses(grads, results, weights_sn)
+    key = ("backward", *places, *scales)
+    aligned = _all_aligned(places)
     g, a = triton_dtype(weights_sn[0].dtype), triton_dtype(vectors.dtype)
     with _guard(device):
         tables = plan.table, argument_table(plan, device, key, rows)
         _launch(
             inner_products, plan.chunks, vectors.dtype,
-            plan.chunk_problems, *tables, products, g, a, BLOCK,
+            plan.chunk_problems, *tables, products, g, a, aligned, BLOCK,
         )  # fmt: skip
         _launch(
             write_gradients, plan.tiles, vectors.dtype,
             plan.tile_problems, *tables, products, scale_tensor, sigmas, grad_sigmas, vectors,
-            view_stats, grad_scales, g, triton_dtype(grad_dtype), TILES,
+            view_stats, grad_scales, g, triton_dtype(grad_dtype), aligned, 2 * TILES,
         )  # fmt: skip
     return results, grad_scales

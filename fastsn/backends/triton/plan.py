@@ -179,6 +179,18 @@ def make_plan(
     )
 
 
+def _in_vectors(box: Box) -> bool:
+    """Whether all runs of all tiles begin and end between vectors (VECTOR in walk.py)."""
+    along = 1 if box.shape == walk.ACROSS.value else 2
+    other_strides = [
+        stride
+        for axis, (size, stride) in enumerate(zip(box.sizes, box.strides, strict=True))
+        if axis != along and size > 1
+    ]
+    lengths = [box.sizes[along], TILES[box.shape][along], *other_strides]
+    return box.strides[along] == 1 and all(n % walk.VECTOR.value == 0 for n in lengths)
+
+
 def _problem_row(
     weight: Tensor, box: Box, views: Sequence[View], kind: int, take: Callable[[str, int], int]
 ) -> list[int]:
@@ -187,6 +199,7 @@ def _problem_row(
     grid = [-(-n // t) for n, t in zip(box.sizes, TILES[box.shape], strict=True)]
     tiles = prod(grid)
     chunk = -(-size // (BLOCK * _MAX_CHUNKS)) * BLOCK
+    shape = box.shape + walk.SHAPES.value * int(_in_vectors(box))
     chunks = -(-size // chunk)
     row = [0] * walk.PROBLEM_COLUMNS.value
 
@@ -196,7 +209,7 @@ def _problem_row(
 
     fill(
         0,
-        (walk.SHAPE, box.shape),
+        (walk.SHAPE, shape),
         *zip((walk.SIZE_A, walk.SIZE_B, walk.SIZE_C), box.sizes, strict=True),
         *zip((walk.STRIDE_A, walk.STRIDE_B, walk.STRIDE_C), box.strides, strict=True),
         (walk.FIRST_TILE, take("tiles", tiles)),

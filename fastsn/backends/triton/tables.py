@@ -15,21 +15,26 @@ memory. As arguments of the launch, addresses would take kernels for every numbe
 
 **CUDA graphs.** While a graph is captured, the table is copied by the graph itself, from pinned
 memory that is never released, because every replay reads it again. The plan must be there already,
-so one call has to come before the capture.
+so one call has to come before the capture. What outlives a call is allocated by another thread:
+torch.compile runs a function that it is going to capture with all of a thread's allocations going
+to a pool, and finds what stays there a leak.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from fastsn.backends.triton.plan import Plan
+
+T = TypeVar("T")
 
 __all__ = ["addresses", "argument_table", "bits", "plan_of"]
 
@@ -48,12 +53,15 @@ def plan_of(weights: Sequence[Tensor], dims: Sequence[int], kinds: Sequence[int]
     if plan is None:
         from fastsn.backends.triton.plan import make_plan
 
-        if device.type == "cuda":
-            if torch.cuda.is_current_stream_capturing():
-                raise _no_warm_up()
-            _reserve.refill()
-        # Copies that the host waits for: whichever stream reads a plan, it is there.
-        plan = _plans[key] = make_plan(weights, dims, kinds, lambda table: table.to(device))
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise _no_warm_up()
+
+        def upload(table: Tensor) -> Tensor:
+            # The host waits for the copy: whichever stream reads a plan, it is there.
+            return _outside_of_pools(lambda: table.to(device), device)
+
+        _refill_reserve(device)
+        plan = _plans[key] = make_plan(weights, dims, kinds, upload)
     return plan
 
 
@@ -68,17 +76,31 @@ def argument_table(
             return host.to(device, non_blocking=True)
         # A table was uploaded on one stream, and others may not wait for it.
         key = (torch._C._cuda_getCurrentRawStream(device.index), *key)
+    _refill_reserve(device)
     table = plan.arguments.get(key)
     if table is None:
-        table = torch.tensor(rows())
-        if device.type == "cuda":
-            with _lock:
-                _reserve.refill()
-            table = table.pin_memory().to(device, non_blocking=True)
+        host = torch.tensor(rows())
+        # Not from pinned memory, whose allocation may wait for the device, and may spoil what
+        # another thread captures: the driver takes a copy of a few KB before the call returns.
+        table = _outside_of_pools(lambda: host.to(device, non_blocking=True), device)
         if len(plan.arguments) >= _REMEMBERED:
             plan.arguments.clear()
         plan.arguments[key] = table
     return table
+
+
+def _outside_of_pools(allocate: Callable[[], T], device: torch.device) -> T:
+    """Calls it on another thread, on this one's stream: pools are a thread's, streams are not."""
+    if device.type != "cuda":
+        return allocate()
+    stream = torch.cuda.current_stream(device)
+
+    def run() -> T:
+        with torch.cuda.stream(stream):
+            return allocate()
+
+    with ThreadPoolExecutor(1) as other_thread:
+        return other_thread.submit(run).result()
 
 
 def addresses(*lists: Sequence[Tensor]) -> list[int]:
@@ -95,22 +117,36 @@ class _Reserve:
 
     def __init__(self, size: int) -> None:
         self._size = size  # in int64 numbers
-        self._free: Tensor | None = None
+        self._all: list[Tensor] = []
+        self._used = size  # of the last of them
+
+    @property
+    def is_low(self) -> bool:
+        return self._size - self._used < self._size // 2
 
     def refill(self) -> None:
-        """Makes sure of some memory. Not during a capture, for it may allocate."""
-        if self._free is None or self._free.numel() < self._size // 2:
-            self._free = torch.empty(self._size, dtype=torch.int64, pin_memory=True)
+        """Adds memory if there is little. Not during a capture, for it allocates."""
+        if self.is_low:
+            self._all.append(torch.empty(self._size, dtype=torch.int64, pin_memory=True))
+            self._used = 0
 
     def hold(self, table: Tensor) -> Tensor:
         """A copy of ``table`` in the reserve."""
-        if self._free is None or self._free.numel() < table.numel():
+        first, self._used = self._used, self._used + table.numel()
+        if self._used > self._size:
+            self._used = first
             raise _no_warm_up()
-        held, self._free = self._free.tensor_split([table.numel()])
-        return held.copy_(table.flatten()).view_as(table)
+        return self._all[-1][first : self._used].copy_(table.flatten()).view_as(table)
 
 
 _reserve = _Reserve(1 << 17)
+
+
+def _refill_reserve(device: torch.device) -> None:
+    """After every 384 captured calls of 19 weights, and before the first."""
+    if device.type == "cuda" and _reserve.is_low:
+        with _lock:
+            _outside_of_pools(_reserve.refill, device)
 
 
 def _no_warm_up() -> RuntimeError:

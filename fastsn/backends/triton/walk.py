@@ -19,6 +19,12 @@ import triton.language as tl
 LONG, SHORT, ACROSS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SHAPES = tl.constexpr(3)
 
+# A box may be walked in vectors of 16 bytes where runs and strides are multiples of this many
+# elements, which are 16 bytes or more in every dtype. Its tiles have the same shape, and its number
+# is SHAPES higher.
+VECTOR = tl.constexpr(8)
+LONG_IN_VECTORS = tl.constexpr(3)
+
 # Columns of the table of problems: a row per weight, int64. It depends on shapes only.
 SHAPE = tl.constexpr(0)
 SIZE_A, SIZE_B, SIZE_C = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -130,12 +136,41 @@ def grid_of(problem, tile, TA: tl.constexpr, TB: tl.constexpr, TC: tl.constexpr)
 
 
 @triton.jit
-def elements(problem, tile, TA: tl.constexpr, TB: tl.constexpr, TC: tl.constexpr):
+def shape_of(problem, ALIGNED: tl.constexpr):
+    """The shape of a weight's tiles; where not all memory is aligned, without regard to vectors."""
+    shape = tl.load(problem + SHAPE)
+    if not ALIGNED:
+        shape = shape % SHAPES
+    return shape
+
+
+@triton.jit
+def memory(argument, T: tl.constexpr, IN_VECTORS: tl.constexpr):
+    """Where the tensor begins whose address the table of arguments has."""
+    pointer = tl.load(argument).to(tl.pointer_type(T))
+    if IN_VECTORS:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def elements(
+    problem, tile, TA: tl.constexpr, TB: tl.constexpr, TC: tl.constexpr, IN_VECTORS: tl.constexpr
+):  # fmt: skip
     """Where a tile begins in memory, its elements' offsets from there, and which of them exist."""
     tile_a, tile_b, tile_c, _, _, _ = grid_of(problem, tile, TA, TB, TC)
     first_a, first_b, first_c = tile_a * TA, tile_b * TB, tile_c * TC
     stride_a, stride_b = tl.load(problem + STRIDE_A), tl.load(problem + STRIDE_B)
     stride_c = tl.load(problem + STRIDE_C)
+    size_a, size_b = tl.load(problem + SIZE_A), tl.load(problem + SIZE_B)
+    size_c = tl.load(problem + SIZE_C)
+    if IN_VECTORS:
+        stride_a = tl.multiple_of(stride_a, VECTOR)
+        if TC > 1:
+            stride_b = tl.multiple_of(stride_b, VECTOR)
+            size_c = tl.multiple_of(size_c, VECTOR)
+        else:
+            size_b = tl.multiple_of(size_b, VECTOR)
     a = tl.arange(0, TA)[:, None, None]
     b = tl.arange(0, TB)[None, :, None]
     c = tl.arange(0, TC)[None, None, :]
@@ -144,10 +179,12 @@ def elements(problem, tile, TA: tl.constexpr, TB: tl.constexpr, TC: tl.constexpr
         offsets = a * stride_a.to(tl.int32) + b * stride_b.to(tl.int32) + c
     else:
         offsets = a * stride_a.to(tl.int32) + b + c * stride_c.to(tl.int32)
-    left_a = tl.minimum(tl.load(problem + SIZE_A) - first_a, TA).to(tl.int32)
-    left_b = tl.minimum(tl.load(problem + SIZE_B) - first_b, TB).to(tl.int32)
-    left_c = tl.minimum(tl.load(problem + SIZE_C) - first_c, TC).to(tl.int32)
+    left_a = tl.minimum(size_a - first_a, TA).to(tl.int32)
+    left_b = tl.minimum(size_b - first_b, TB).to(tl.int32)
+    left_c = tl.minimum(size_c - first_c, TC).to(tl.int32)
     first = first_a * stride_a + first_b * stride_b + first_c * stride_c
+    if IN_VECTORS:
+        first = tl.multiple_of(first, VECTOR)
     return first, offsets, (a < left_a) & (b < left_b) & (c < left_c)
 
 

@@ -27,7 +27,9 @@ class Call(NamedTuple):
         return sum(weight.numel() for weight in self.weights)
 
 
-def workload(name: str, kind: int, dtype: torch.dtype = torch.float32, *, small: bool = False) -> Call:
+def workload(
+    name: str, kind: int, dtype: torch.dtype = torch.float32, *, small: bool = False
+) -> Call:
     """A network of benchmarks/workloads.py; SN, or BSN where there are two unfoldings."""
     case = make_case(name, small=small)
     weights = [weight.clone().to(dtype) for weight in case.weights]

@@ -309,8 +309,7 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
     any_autocast = torch._C._is_any_autocast_enabled()
     out_dtype = autocast_dtype(weights[0]) if any_autocast else None
     around = regions.regions() if regions.inside(batch.training) else []
-    recalled = recall(around, batch, weights)
-    if recalled is not None:
+    if around and (recalled := recall(around, batch, weights)) is not None:
         return recalled
     if torch._C._are_functorch_transforms_active():
         results = _transformed(batch, weights, out_dtype)
@@ -320,7 +319,8 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
         iterations = iterations_now(batch.states, batch.training, batch.n_power_iterations)
         computed = compute(batch, weights, iterations, out_dtype)
         results = give(batch, computed, weights, keep=False)
-    note(around, batch.states, results.computed)
+    if around:
+        note(around, batch.states, results.computed)
     return results
 
 

@@ -219,14 +219,14 @@ def _is_batched(tensor: Tensor | None) -> bool:
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def _unwatched(tensors: Sequence[Tensor]) -> bool:
     """With no autograd and no mode or subclass the way through the dispatcher has no purpose."""
     if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() != 0:
         return False
-    return all(type(tensor) in _PLAIN for tensor in tensors)
+    return set(map(type, tensors)) <= _PLAIN
 
 
 # The two ops, for the dispatcher

@@ -31,7 +31,7 @@ for method in sn bssn; do
         --out "$runs/$method" "$@"
     "$python" -c "import sys
 from pathlib import Path
-from fastsn.gan.experiments.records import record_run
+from paper.records import record_run
 print(record_run(*map(Path, sys.argv[1:])))" "$runs/$method" "$out/runs"
 done
 "$python" -m fastsn.gan.cli report "$runs/sn" "$runs/bssn" --out "$out/report"

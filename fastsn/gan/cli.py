@@ -1,4 +1,4 @@
-"""The command ``fastsn``: train, sweep, eval, sample, report, experiment, bench and bench-step.
+"""The command ``fastsn``: train, sweep, eval, sample, report and bench.
 
 Exit codes: 0 done (or stopped by SIGTERM, with everything saved), 1 stopped by a failure while
 training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing written.
@@ -43,18 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Any, options: Namespace) -> int:
-    from fastsn.gan.checkpoint import CheckpointError
     from fastsn.gan.config import ConfigError
-    from fastsn.gan.data import DataError
-    from fastsn.gan.experiments.records import RecordError
-    from fastsn.gan.run_dir import RunDirError
+    from fastsn.gan.data.sets import DataError
+    from fastsn.gan.run.checkpoint import CheckpointError
+    from fastsn.gan.run.folder import RunDirError
 
     try:
         return command(options)
     except (
         ConfigError,
         DataError,
-        RecordError,
         RunDirError,
         CheckpointError,
         OSError,
@@ -153,8 +151,8 @@ def _train_options(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> int:
     from fastsn.gan.config import from_dict
-    from fastsn.gan.ranks import Ranks
-    from fastsn.gan.train import Stopped, train
+    from fastsn.gan.loop.training import Stopped, train
+    from fastsn.gan.run.ranks import Ranks
 
     tree = options.as_dict()
     out, resume = tree.pop("out"), tree.pop("resume")
@@ -228,7 +226,7 @@ def _eval_options(parser: ArgumentParser) -> None:
 def _eval(options: Namespace) -> int:
     import json
 
-    from fastsn.gan.evaluation import evaluate_source
+    from fastsn.gan.measure.evaluation import evaluate_source
 
     row = evaluate_source(options.as_dict())
     text = json.dumps(row, indent=2)
@@ -253,7 +251,7 @@ def _sample_options(parser: ArgumentParser) -> None:
 
 
 def _sample(options: Namespace) -> int:
-    from fastsn.gan.sources import sample_source
+    from fastsn.gan.measure.sources import sample_source
 
     _say(str(sample_source(options.as_dict())))
     return 0
@@ -271,37 +269,6 @@ def _report(options: Namespace) -> int:
     from fastsn.gan.report import report
 
     _say(str(report([Path(run) for run in options.runs], Path(options.out))))
-    return 0
-
-
-# experiment
-
-
-def _experiment_options(parser: ArgumentParser) -> None:
-    from fastsn.gan.experiments.command import add_options
-
-    add_options(parser)
-
-
-def _experiment(options: Namespace) -> int:
-    from fastsn.gan.experiments.command import experiment
-
-    return experiment(options)
-
-
-# bench-step
-
-
-def _bench_options(parser: ArgumentParser) -> None:
-    from fastsn.gan.bench_step import BenchOptions
-
-    parser.add_class_arguments(BenchOptions, None)
-
-
-def _bench(options: Namespace) -> int:
-    from fastsn.gan.bench_step import BenchOptions, bench_step
-
-    _say(bench_step(BenchOptions(**options.as_dict())))
     return 0
 
 
@@ -332,20 +299,10 @@ COMMANDS: dict[str, tuple[str, Any, Any]] = {
     "eval": ("Metrics of a checkpoint or of a folder of images.", _eval_options, _eval),
     "sample": ("A picture of samples or of walks in z.", _sample_options, _sample),
     "report": ("Curves and samples of runs, as PNG and HTML.", _report_options, _report),
-    "experiment": (
-        "The paper's figures and tables: list, run, draw.",
-        _experiment_options,
-        _experiment,
-    ),
     "bench": (
         "Time of normalizing all weights of a network with torch's SN, fastsn's SN and BSN.",
         _weights_options,
         _bench_weights,
-    ),
-    "bench-step": (
-        "Time of a training step without a norm, with torch's SN, with fastsn's SN and BSSN.",
-        _bench_options,
-        _bench,
     ),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsn.gan.config import ConfigError
-from fastsn.gan.diagnostics import WHOLE
+from fastsn.gan.measure.diagnostics import WHOLE
 
 if TYPE_CHECKING:
     from fastsn.gan.report import RunFiles

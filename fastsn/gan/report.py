@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsn.gan.config import Config, flatten, read_config
-from fastsn.gan.evaluation import best_value
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.run_dir import RunDirError
+from fastsn.gan.measure.evaluation import best_value
+from fastsn.gan.run.folder import RunDirError
+from fastsn.gan.run.jsonl import read_rows
 
 __all__ = ["RunFiles", "read_run", "report"]
 

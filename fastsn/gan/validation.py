@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from fastsn.gan.config import Config, ConfigError, flatten
-from fastsn.gan.data import DATASETS
-from fastsn.gan.features import EXTRACTORS
-from fastsn.gan.losses import LOSSES
-from fastsn.gan.models import NETWORKS
-from fastsn.gan.normalization import METHODS, SCALED, SPREADABLE
+from fastsn.gan.data.sets import DATASETS
+from fastsn.gan.measure.features import EXTRACTORS
+from fastsn.gan.nets.losses import LOSSES
+from fastsn.gan.nets.models import NETWORKS
+from fastsn.gan.nets.normalization import METHODS, SCALED, SPREADABLE
 
 __all__ = ["validate"]
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from tiny import assert_same_run, events, last_state, run, start, tiny
 
-from fastsn.gan import checkpoint
-from fastsn.gan.checkpoint import CheckpointError
-from fastsn.gan.jsonl import JsonLines, read_rows
-from fastsn.gan.run_dir import RunDir
-from fastsn.gan.train import train
+from fastsn.gan.loop.training import train
+from fastsn.gan.run import checkpoint
+from fastsn.gan.run.checkpoint import CheckpointError
+from fastsn.gan.run.folder import RunDir
+from fastsn.gan.run.jsonl import JsonLines, read_rows
 
 
 def state(step: int = 3) -> dict[str, Any]:

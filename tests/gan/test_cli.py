@@ -13,8 +13,8 @@ import torch
 import yaml
 from tiny import events, last_state, rows, run, tiny
 
-from fastsn.gan import checkpoint, cli
 from fastsn.gan.config import from_dict
+from fastsn.gan.run import checkpoint, cli
 
 TINY = [
     "--model.width=0.05",
@@ -209,8 +209,8 @@ def test_eval_of_a_run_and_of_a_folder(
     assert protocol["extractor"] == "classifier" and protocol["real"] == "fashion_mini"
     assert [protocol[name] for name in ("n_real", "n_fake", "n_score")] == [50, 40, 30]
 
-    from fastsn.gan.data import load_images
-    from fastsn.gan.sampling import save_png
+    from fastsn.gan.data.sets import load_images
+    from fastsn.gan.measure.sampling import save_png
 
     folder = tmp_path / "images"
     folder.mkdir()

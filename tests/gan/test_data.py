@@ -18,9 +18,9 @@ import torch
 from layouts import LAYOUTS, idx, noise
 from PIL import Image
 
-from fastsn.gan import data_files
-from fastsn.gan.data import ASSETS, DATASETS, DataError, Images, load_images
-from fastsn.gan.images import center_crop, resize
+from fastsn.gan.data import files as data_files
+from fastsn.gan.data.images import center_crop, resize
+from fastsn.gan.data.sets import ASSETS, DATASETS, DataError, Images, load_images
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -421,7 +421,7 @@ def test_images_stay_where_they_are_on_the_cpu(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_images_on_the_gpu_or_beside_it(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsn.gan import images as module
+    from fastsn.gan.data import images as module
 
     monkeypatch.setattr(module, "SHARE", share)
     images = load_images("fashion_mini", None).to("cuda")
@@ -442,7 +442,7 @@ def test_unknown_names_and_sizes_are_refused() -> None:
 
 IMPORT = """
 import json, sys, warnings
-from fastsn.gan.compat import import_torchvision
+from fastsn.gan.data.compat import import_torchvision
 assert "torchvision" not in sys.modules
 sys.modules["torchvision"] = None  # as if it were not installed
 try:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastsn.gan import demo
+from benchmarks import gan as demo
 
 
 @pytest.mark.endurance
 def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n")
-    command = [sys.executable, "-m", "fastsn.gan.demo", "--steps=150", "--seconds=0.1"]
+    command = [sys.executable, "-m", "benchmarks.gan", "--steps=150", "--seconds=0.1"]
     command += [f"--out={tmp_path / 'run'}", f"--images={tmp_path / 'images'}"]
     done = subprocess.run(
         [*command, f"--readme={readme}"], cwd=tmp_path, capture_output=True, text=True

@@ -11,7 +11,7 @@ from pathlib import Path
 import layouts
 import pytest
 
-from fastsn.gan.experiments.records import read_record
+from paper.records import read_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASH = shutil.which("bash")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsn.gan import features as features_module
-from fastsn.gan.compat import import_torchvision
-from fastsn.gan.data import load_images
-from fastsn.gan.features import Classifier, Extractor, load_extractor
-from fastsn.gan.images import Images
-from fastsn.gan.metrics import (
+from fastsn.gan.data.compat import import_torchvision
+from fastsn.gan.data.images import Images
+from fastsn.gan.data.sets import load_images
+from fastsn.gan.measure import features as features_module
+from fastsn.gan.measure.features import Classifier, Extractor, load_extractor
+from fastsn.gan.measure.metrics import (
     evaluate,
     frechet_distance,
     kernel_distance,

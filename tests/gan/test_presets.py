@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fastsn.gan.config import ConfigError, from_dict
-from fastsn.gan.data import Images
-from fastsn.gan.models import NETWORKS
+from fastsn.gan.data.sets import Images
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.nets.models import NETWORKS
 from fastsn.gan.presets import load_preset, preset_names
-from fastsn.gan.trainer import Trainer
 from fastsn.gan.validation import validate
 
 #: Appendices I to S: lr_g, lr_d, beta1, beta2, n_dis, batch_d, batch_g, steps, loss, network.

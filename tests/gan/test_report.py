@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import run, tiny
 
+from benchmarks.step import CONTENDERS, BenchOptions, measure, table
 from fastsn.analysis import layer_report
 from fastsn.gan import bench
-from fastsn.gan.bench_step import CONTENDERS, BenchOptions, measure, table
-from fastsn.gan.data import load_images
-from fastsn.gan.diagnostics import diagnose
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.normalization import METHODS
+from fastsn.gan.data.sets import load_images
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.measure.diagnostics import diagnose
+from fastsn.gan.measure.sampling import evaluating, generate, grid, interpolate, save_png, to_uint8
+from fastsn.gan.nets.normalization import METHODS
 from fastsn.gan.report import report
 from fastsn.gan.rng import Rng
-from fastsn.gan.run_dir import RunDirError
-from fastsn.gan.sampling import evaluating, generate, grid, interpolate, save_png, to_uint8
-from fastsn.gan.trainer import Trainer
+from fastsn.gan.run.folder import RunDirError
+from fastsn.gan.run.jsonl import read_rows
 
 CPU = torch.device("cpu")
 

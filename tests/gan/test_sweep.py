@@ -16,15 +16,15 @@ import torch
 from tiny import assert_same_run, events, rows, run, tiny
 
 from fastsn.gan import cli
-from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config, ConfigError
-from fastsn.gan.data import DataError
-from fastsn.gan.run_dir import RunDir, RunDirError
+from fastsn.gan.data.sets import DataError
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.run.checkpoint import CheckpointError
+from fastsn.gan.run.folder import RunDir, RunDirError
 from fastsn.gan.sweep import Job, jobs, run_jobs, state
 from fastsn.gan.sweep.options import grid, parse_varied
 from fastsn.gan.sweep.state import State, state_of
 from fastsn.gan.sweep.table import Table
-from fastsn.gan.trainer import Trainer
 
 DIVERGES: dict[str, dict[str, Any]] = {
     "norm": {"method": "none", "update": "forward"},

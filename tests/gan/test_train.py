@@ -18,13 +18,13 @@ import torch
 from tiny import assert_same_run, events, grids, last_state, rows, run, start, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastsn.gan import checkpoint, rng
 from fastsn.gan.config import ConfigError
-from fastsn.gan.data import load_images
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.run_dir import RunDirError
-from fastsn.gan.train import Diverged, Stopped, train
-from fastsn.gan.trainer import Trainer
+from fastsn.gan.data.sets import load_images
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.loop.training import Diverged, Stopped, train
+from fastsn.gan.run import checkpoint, rng
+from fastsn.gan.run.folder import RunDirError
+from fastsn.gan.run.jsonl import read_rows
 
 CPU = torch.device("cpu")
 MODES = [("bssn", "step"), ("bssn", "forward"), ("torch", "forward"), ("sn", "step")]
@@ -427,7 +427,7 @@ def test_compiled_networks_give_the_same_losses() -> None:
 
 
 def test_batches_must_divide_among_ranks() -> None:
-    from fastsn.gan.ranks import Ranks
+    from fastsn.gan.run.ranks import Ranks
 
     config = tiny(optim={"batch_d": 9})
     with pytest.raises(ConfigError, match=r"optim\.batch_d: expected a multiple .* \(2\), got 9"):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastsn.gan.config import Config, ConfigError, flatten
-from fastsn.gan.process import until_sigterm
-from fastsn.gan.ranks import Ranks
-from fastsn.gan.run_dir import RunDir, RunDirError
+from fastsn.gan.run.folder import RunDir, RunDirError
+from fastsn.gan.run.process import until_sigterm
+from fastsn.gan.run.ranks import Ranks
 from fastsn.gan.sweep.state import SETTLED, State, attempt, failure, state_of
 from fastsn.gan.sweep.table import Table
 from fastsn.gan.validation import validate

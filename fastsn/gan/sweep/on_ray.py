@@ -24,7 +24,7 @@ import torch
 from ray import tune
 
 from fastsn.gan.config import Config, ConfigError, from_dict
-from fastsn.gan.process import until_sigterm
+from fastsn.gan.run.process import until_sigterm
 from fastsn.gan.sweep.jobs import Launch
 from fastsn.gan.sweep.state import State, attempt, state_of
 from fastsn.gan.sweep.table import Table

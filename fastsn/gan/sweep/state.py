@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsn.gan import checkpoint
-from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config, ConfigError
-from fastsn.gan.data import DataError
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.run_dir import RunBusyError, RunDir, RunDirError
-from fastsn.gan.train import Diverged, Stopped, train
+from fastsn.gan.data.sets import DataError
+from fastsn.gan.loop.training import Diverged, Stopped, train
+from fastsn.gan.run import checkpoint
+from fastsn.gan.run.checkpoint import CheckpointError
+from fastsn.gan.run.folder import RunBusyError, RunDir, RunDirError
+from fastsn.gan.run.jsonl import read_rows
 
 __all__ = ["SETTLED", "State", "attempt", "failure", "state_of"]
 

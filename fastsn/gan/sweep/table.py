@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastsn.gan.checkpoint import replace_file
 from fastsn.gan.config import Config, flatten
-from fastsn.gan.evaluation import best_value
-from fastsn.gan.jsonl import read_rows, to_line
+from fastsn.gan.measure.evaluation import best_value
+from fastsn.gan.run.checkpoint import replace_file
+from fastsn.gan.run.jsonl import read_rows, to_line
 from fastsn.gan.sweep.state import State
 
 __all__ = ["Table", "varied_options"]

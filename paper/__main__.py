@@ -1,4 +1,7 @@
-"""``fastsn experiment``: lists, runs, records and draws the paper's experiments."""
+"""``python -m paper``: lists, runs and draws the paper's experiments.
+
+Exit codes: 0 done, 1 some runs did not end, 2 bad input, with one message and nothing written.
+"""
 
 from __future__ import annotations
 
@@ -6,149 +9,143 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fastsn.gan.config import Config, ConfigError, flatten
+from fastsn.gan.data.images import DataError
 from fastsn.gan.presets import DATA_SETS
-from paper.claims import table
-from paper.evidence import Evidence
-from paper.execute import Sources, Workers, execute, record_all
-from paper.outputs import (
-    Results,
-    around_block,
-    draw_experiments,
-    read_records,
-    write_block,
-    write_text,
-)
-from paper.page import page
-from paper.registry import find, plan
-from paper.registry import names as all_names
-from paper.scales import SCALES
-from paper.spec import Experiment
-from paper.theory.checks import CHECKS, TheoryCheck
-from paper.theory.results import draw_checks, run_checks, verdicts
+from fastsn.gan.run.folder import RunDirError
+from paper import theory
+from paper.catalog import SIZES, Experiment, find, plan
+from paper.output import draw_all
+from paper.records import RecordError
+from paper.runs import Sources, Workers, record_all, train_all
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+__all__ = ["main"]
 
-__all__ = ["add_options", "experiment"]
-
-#: What the first word may be instead of an experiment, with names after it or, for all, without.
-VERBS = ("list", "record", "draw")
+RESULTS = "paper/results"
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """The options of ``fastsn experiment``."""
-    parser.add_argument(
-        "names",
-        type=str,
-        nargs="+",
-        help="experiments such as fig5, table1 or theorem2, or all: runs what is not recorded "
-        "yet, records it and draws. Or list: shows all experiments and their cost; record NAME...: "
-        "only records runs that have ended, and draws; draw NAME...: only draws, from the records",
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code."""
+    try:
+        options = _parser().parse_args(argv)
+        chosen = options[options.command]
+        return {"list": _list, "run": _run, "draw": _draw}[options.command](chosen)
+    except ArgumentError as error:
+        message = " ".join(str(error).split())
+    except (ConfigError, DataError, RunDirError, RecordError, OSError) as error:
+        message = str(error)
+    sys.stderr.write(f"paper: error: {message}\n")
+    return 2
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m paper",
+        description="The paper's figures, tables and theorems: what is run, measured and drawn.",
+        exit_on_error=False,
     )
-    parser.add_argument(
-        "--scale", type=str, default="small", help=f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
-    )
-    parser.add_argument("--out", type=str, default="results", help="folder of the results")
-    parser.add_argument(
+    commands = parser.add_subcommands(required=True, dest="command")
+    sub = {name: ArgumentParser(exit_on_error=False) for name in ("list", "run", "draw")}
+    for name, one in sub.items():
+        one.add_argument(
+            "names",
+            type=str,
+            nargs="*",
+            help="as fig5, table1 or theorem2; default: all of them",
+        )
+        if name != "list":
+            one.add_argument(
+                "--size",
+                type=Literal[SIZES],
+                default="small",
+                help="full: the paper's; small: shipped images; smoke: two iterations",
+            )
+            one.add_argument("--out", type=str, default=RESULTS, help="folder of the results")
+            one.add_argument("--runs", type=str, default="runs", help="folder of the runs")
+    sub["draw"].add_argument(
         "--records", type=str | None, default=None, help="folder of the records; default: --out"
     )
-    parser.add_argument("--runs", type=str, default="runs", help="folder of the runs")
-    parser.add_argument(
-        "--readme",
-        type=str | None,
-        default=None,
-        help="file to write a list of figures, and the tables, to, between its marks",
+    run = sub["run"]
+    run.add_argument(
+        "--dry_run", type=bool, default=False, help="print every run as a command, do nothing"
     )
-    parser.add_argument(
-        "--dry_run",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="print every run as a command, and do nothing",
-    )
-    parser.add_argument(
-        "--ray",
-        type=str | None,
-        default=None,
-        help="run in parallel by Ray: local, or the address of a cluster",
-    )
-    parser.add_argument(
-        "--gpus_per_run", type=float, default=0.0, help="with Ray; parts are shared"
-    )
-    parser.add_argument("--cpus_per_run", type=float, default=1.0, help="with Ray")
-    parser.add_argument(
-        "--weights", type=str | None, default=None, help="Inception weights, for scale full"
-    )
+    run.add_argument("--ray", type=str | None, default=None, help="local, or a cluster's address")
+    run.add_argument("--gpus_per_run", type=float, default=0.0, help="with Ray; parts are shared")
+    run.add_argument("--cpus_per_run", type=float, default=1.0, help="with Ray")
+    run.add_argument("--weights", type=str | None, default=None, help="of Inception, for size full")
     for name in DATA_SETS:
-        parser.add_argument(
-            f"--roots.{name}",
-            type=str | None,
-            default=None,
-            help=f"the images of {name}, for scale full",
-        )
+        said = f"the images of {name}, for size full"
+        run.add_argument(f"--roots.{name}", type=str | None, default=None, help=said)
+    for name, summary in (
+        ("list", "All experiments, and what they cost at each size."),
+        ("run", "Trains what is not recorded yet, records it and draws."),
+        ("draw", "Records runs that have ended, and draws from the records alone."),
+    ):
+        commands.add_subcommand(name, sub[name], help=summary)
+    return parser
 
 
-def experiment(options: Namespace) -> int:
-    """Runs the command; returns the exit code."""
-    verb, names = "run", list(options.names)
-    if names[0] in VERBS:
-        verb, *names = names
-        names = names or ["all"]
-    if options.scale not in SCALES:
-        raise ConfigError(f"--scale: expected one of {', '.join(SCALES)}, got {options.scale!r}")
-    chosen, checks = find(all_names() if names == ["all"] else names)
-    if verb == "list":
-        _say(_listed(chosen, checks))
-        return 0
-    out = Results(Path(options.out) / options.scale)
-    records = Results(Path(options.records or options.out) / options.scale)
-    runs = plan(chosen, options.scale)
-    folder = Path(options.runs) / options.scale
-    if options.dry_run:
-        _say("\n".join(_command(name, config, folder) for name, config in runs.items()))
-        return 0
-    if options.readme is not None:
-        around_block(Path(options.readme))
-    problems: list[str] = []
-    if verb == "record":
-        problems = record_all(runs, folder, records.runs)
-    elif verb == "run":
-        sources = Sources(options.roots.as_dict(), options.weights)
-        workers = Workers(options.ray, options.gpus_per_run, options.cpus_per_run)
-        prepared = {name: sources.into(config) for name, config in runs.items()}
-        problems = execute(prepared, folder, records.runs, workers)
-        run_checks(checks, options.scale, records)
-    done = draw_experiments(chosen, options.scale, records, out)
-    done += draw_checks(checks, records, out)
-    evidence = Evidence(options.scale, read_records(records), verdicts(CHECKS.values(), records))
-    claims = write_text(out.tables / "claims.md", table(evidence) + "\n")
-    page(out.path, out.path / "index.html")
-    if options.readme is not None:
-        write_block(Path(options.readme), options.scale, claims, done)
-    _say("\n".join(one.line for one in done))
-    if problems:
-        sys.stderr.write("".join(f"not recorded: {line}\n" for line in problems))
-    return 1 if problems and verb == "run" else 0
-
-
-def _listed(chosen: Sequence[Experiment], checks: Sequence[TheoryCheck]) -> str:
-    rows = [["name", *SCALES, "shows", "in the paper"]]
-    together: dict[str, dict[str, Config]] = {scale: {} for scale in SCALES}
+def _list(options: Namespace) -> int:
+    chosen, checks = find(options.names or ["all"], theory.CHECKS)
+    rows = [["name", *SIZES, "shows", "in the paper"]]
+    together: dict[str, dict[str, Config]] = {size: {} for size in SIZES}
     for one in chosen:
-        plans = {scale: plan([one], scale) for scale in SCALES}
-        for scale, runs in plans.items():
-            together[scale] |= runs
+        plans = {size: plan([one], size) for size in SIZES}
+        for size, runs in plans.items():
+            together[size] |= runs
         rows.append([one.name, *map(_cost, plans.values()), one.title, one.source])
-    rows += [[one.name, *["no runs"] * len(SCALES), one.title, one.source] for one in checks]
+    for name in checks:
+        check = theory.CHECKS[name]
+        rows.append([name, *["no runs"] * len(SIZES), check.title, check.source])
     rows.append(["", *map(_cost, together.values()), "together", ""])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    said = "Runs x iterations at each scale; runs that experiments share count once together."
-    return "\n".join([*lines, said])
+    _say("\n".join(lines))
+    _say("Runs x iterations at each size; runs that experiments share count once together.")
+    return 0
+
+
+def _run(options: Namespace) -> int:
+    chosen, checks = find(options.names or ["all"], theory.CHECKS)
+    folder, out = Path(options.runs) / options.size, Path(options.out) / options.size
+    runs = plan(chosen, options.size)
+    if options.dry_run:
+        _say("\n".join(_command(name, config, folder) for name, config in runs.items()))
+        return 0
+    sources = Sources(options.roots.as_dict(), options.weights)
+    workers = Workers(options.ray, options.gpus_per_run, options.cpus_per_run)
+    prepared = {name: sources.into(config) for name, config in runs.items()}
+    problems = train_all(prepared, folder, out / "runs", workers)
+    theory.run(checks, options.size, out / "theory")
+    return _finish(chosen, checks, options.size, out, out, problems)
+
+
+def _draw(options: Namespace) -> int:
+    chosen, checks = find(options.names or ["all"], theory.CHECKS)
+    folder, out = Path(options.runs) / options.size, Path(options.out) / options.size
+    source = Path(options.records or options.out) / options.size
+    begun = [name for name in plan(chosen, options.size) if (folder / name).is_dir()]
+    problems = record_all(begun, folder, source / "runs") if begun else []
+    _finish(chosen, checks, options.size, source, out, problems)
+    return 0
+
+
+def _finish(
+    chosen: Sequence[Experiment],
+    checks: Sequence[str],
+    size: str,
+    source: Path,
+    out: Path,
+    problems: Sequence[str],
+) -> int:
+    _say("\n".join(draw_all(chosen, checks, size, source, out)))
+    if problems:
+        sys.stderr.write("".join(f"not recorded: {line}\n" for line in problems))
+    return int(bool(problems))
 
 
 def _cost(runs: Mapping[str, Config]) -> str:
@@ -172,5 +169,9 @@ def _command(name: str, config: Config, folder: Path) -> str:
     return shlex.join(["fastsn", "train", *words, f"--out={folder / name}"])
 
 
-def _say(text: Any) -> None:
+def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastsn.gan.config import Config
-from paper.records import Record
-from paper.scales import NAMES, arms_of, setting
-from paper.spec import Arm, Experiment
+from paper.catalog import NAMES, Arm, Experiment, arms_of, setting
+from paper.records import Record, RecordError, diverged, pick
 
 __all__ = [
     "Runs",
+    "check_protocols",
     "counted",
-    "diverged",
-    "divergences",
+    "failures",
+    "full_label",
     "joined",
     "layer_titles",
     "missing",
@@ -85,12 +85,9 @@ def row(series: str, kind: str, n: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def diverged(record: Record) -> bool:
-    return any(event.get("reason") == "diverged" for event in record.events[-1:])
-
-
-def divergences(runs: Runs, cross: bool = False) -> list[str]:
-    """A note per arm with runs that diverged, which a cross may mark."""
+def failures(runs: Runs, *, cross: bool = False, last: str = "") -> list[str]:
+    """A note per arm with runs that diverged, which a cross may mark, or whose ``last`` value is
+    not finite."""
     notes = []
     for arm, records in runs.items():
         steps = sorted(record.events[-1]["step"] for record in records if diverged(record))
@@ -101,6 +98,10 @@ def divergences(runs: Runs, cross: bool = False) -> list[str]:
             mark = " (cross)" if cross else ""
             part = f"{len(steps)} of {counted(len(records), 'run')}"
             notes.append(f"{full_label(arm)}: {part} diverged{mark}, at {at}.")
+        lost = [r for r in records if last and not diverged(r) and pick(r, last, "last") is None]
+        if lost:
+            part = f"{len(lost)} of {counted(len(records), 'run')}"
+            notes.append(f"{full_label(arm)}: {part} without a finite {last} at the end.")
     return notes
 
 
@@ -112,13 +113,14 @@ def full_label(arm: Arm) -> str:
     return f"{arm.label} ({', '.join(more)})" if more else arm.label
 
 
-def missing(experiment: Experiment, runs: Runs, scale: str) -> list[str]:
-    """Notes about arms that this scale leaves out, and about arms without runs."""
-    planned = arms_of(experiment, scale)
+def missing(experiment: Experiment, runs: Runs, size: str) -> list[str]:
+    """Notes about arms that this size leaves out, and about arms without runs."""
+    planned = arms_of(experiment, size)
     notes = []
     if len(planned) < len(experiment.arms):
         notes.append(
-            f"At this scale {len(planned)} of the paper's {len(experiment.arms)} settings are run."
+            f"At this size {len(planned)} of the {len(experiment.arms)} settings of full size "
+            "are run."
         )
     labels = [full_label(arm) for arm in planned if arm not in runs]
     if labels:
@@ -133,9 +135,35 @@ def title_of(experiment: Experiment) -> str:
     return f"{experiment.source.rpartition(', ')[2]}: {experiment.title}"
 
 
-def subtitle(experiment: Experiment, runs: Runs, scale: str) -> str:
-    """Where it is in the paper, data, size and seeds."""
+def subtitle(experiment: Experiment, runs: Runs, size: str) -> str:
+    """Data, size and seeds."""
     seeds = sorted({len(records) for records in runs.values()})
     counts = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-    data = setting(experiment, scale) or f"{NAMES[experiment.data]}, at full size"
+    data = setting(experiment, size) or f"{NAMES[experiment.data]}, at full size"
     return f"{data}, {counts} seed{'' if seeds[-1] == 1 else 's'}"
+
+
+def check_protocols(where: str, runs: Runs, *, by_series: bool = False) -> None:
+    """Numbers of evaluations that are not comparable are not drawn together.
+
+    Raises:
+        RecordError: two of the runs were evaluated by different protocols.
+    """
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for arm, record, protocol in _protocols(runs):
+        name, other = first.setdefault(arm.series if by_series else "", (record.name, protocol))
+        # Records of earlier versions say less of the real images.
+        unlike = [key for key in protocol.keys() & other.keys() if protocol[key] != other[key]]
+        if unlike:
+            key = sorted(unlike)[0]
+            raise RecordError(
+                f"{where}: expected runs that were evaluated alike, got {key} {other[key]!r} of "
+                f"{name} and {protocol[key]!r} of {record.name}"
+            )
+
+
+def _protocols(runs: Runs) -> Iterator[tuple[Arm, Record, dict[str, Any]]]:
+    for arm, records in runs.items():
+        for record in records:
+            for metrics in record.metrics:
+                yield arm, record, metrics.get("protocol") or {}

@@ -1,33 +1,30 @@
-"""What claims are judged by: values of recorded runs, compared in standard errors over seeds."""
+"""What claims are judged by: values of recorded runs, compared by Welch's t over seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from paper.picks import pick
-from paper.records import Record, layer_values, values
-from paper.scales import config_of, seeds_of
-from paper.spec import Arm
-from paper.statistics import Mean, mean_of
-from paper.theory.checks import Verdict
+from paper.captions import check_protocols
+from paper.catalog import Arm, config_of, seeds_of
+from paper.records import Record, diverged, layer_values, pick, values
+from paper.statistics import mean_of, welch
 
-__all__ = ["NOT_SUPPORTED", "SUPPORTED", "UNTESTED", "Evidence", "Outcome", "compare", "shown"]
-
-SUPPORTED, NOT_SUPPORTED, UNTESTED = "supported", "not supported", "not testable here"
-
-#: A difference counts when it is larger than this many of its standard errors.
-ERRORS = 2.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the runs say of a claim: one of the three verdicts, and the numbers behind it."""
-
-    verdict: str
-    evidence: str
+__all__ = [
+    "Evidence",
+    "Finding",
+    "Group",
+    "Missing",
+    "all_of",
+    "best",
+    "compare",
+    "course",
+    "last",
+    "layers",
+]
 
 
 class Missing(LookupError):
@@ -35,18 +32,33 @@ class Missing(LookupError):
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that has been recorded at one scale.
+class Finding:
+    """What runs say of a claim, before the correction for the number of claims.
 
     Attributes:
-        scale: full, small or smoke.
-        records: by the name of the run.
-        theory: verdict of each theory check that has been run, by where the paper states it.
+        text: the numbers.
+        agrees: whether they go the claim's way; None: that cannot be said.
+        p: of a test whose result goes the claim's way; 1 where it does not; None: there was none.
+        check: true by algebra: it tells whether the program is right, and is no evidence.
     """
 
-    scale: str
+    text: str
+    agrees: bool | None
+    p: float | None = None
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that has been recorded at one size.
+
+    Attributes:
+        size: full, small or smoke.
+        records: by the name of the run.
+    """
+
+    size: str
     records: Mapping[str, Record]
-    theory: Mapping[str, Verdict] = field(default_factory=dict)
 
     def run(self, preset: str, seed: int, **options: Any) -> Record:
         """One recorded run of a preset; ``norm__scale=1.4`` sets ``norm.scale``.
@@ -55,7 +67,7 @@ class Evidence:
             Missing: it has not been recorded.
         """
         changes = {name.replace("__", "."): value for name, value in options.items()}
-        config = config_of(Arm(preset, f"paper/{preset}", changes), self.scale, seed)
+        config = config_of(Arm(preset, f"paper/{preset}", changes), self.size, seed)
         if config.run_name() not in self.records:
             options_of = [f"{name}={value}" for name, value in changes.items()]
             raise Missing(" ".join([preset, *options_of, f"seed {seed}"]))
@@ -67,11 +79,34 @@ class Evidence:
         Raises:
             Missing: one of them has not been recorded.
         """
-        return [self.run(preset, seed, **options) for seed in range(seeds_of(self.scale))]
+        return [self.run(preset, seed, **options) for seed in range(seeds_of(self.size))]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs under one name, and a value of each; a value that is not finite is a failure."""
+
+    name: str
+    runs: Sequence[Record]
+    values: Sequence[float]
+
+    @property
+    def finite(self) -> list[float]:
+        return [value for value in self.values if math.isfinite(value)]
+
+    @property
+    def failed(self) -> int:
+        return len(self.values) - len(self.finite)
+
+    def __str__(self) -> str:
+        return f"{self.name} {mean_of(self.values)}"
+
+
+# Values of runs; nan is a failure
 
 
 def last(record: Record, name: str) -> float:
-    """The last finite value; nan if there is none."""
+    """The value at the end of the run."""
     found = pick(record, name, "last")
     return math.nan if found is None else found[1]
 
@@ -83,45 +118,98 @@ def best(record: Record, name: str) -> float:
 
 
 def course(record: Record, name: str) -> float:
-    """Geometric mean over the run of a positive value, as a gradient norm."""
-    logs = [math.log(v) for _, v in values(record, name) if v > 0 and math.isfinite(v)]
-    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
+    """Median over the run, as of a gradient norm."""
+    return middle([value for _, value in values(record, name)])
 
 
-def over(runs: Iterable[Record], of: Callable[[Record, str], float], name: str) -> Mean:
-    """Mean and standard error over runs."""
-    return mean_of(of(record, name) for record in runs)
+def middle(found: Sequence[float]) -> float:
+    """The median; nan where one is not finite, or there is none."""
+    return statistics.median(found) if found and all(map(math.isfinite, found)) else math.nan
 
 
 def layers(record: Record, name: str) -> list[float]:
-    """All finite values of all layers at all moments."""
-    found = layer_values(record, name)
-    return [v for points in found.values() for _, v in points if math.isfinite(v)]
+    """All values of all layers at all moments."""
+    return [value for points in layer_values(record, name).values() for _, value in points]
 
 
-def shown(mean: Mean) -> str:
-    """``3.41 ± 0.02 (3)``: mean, standard error and number of runs."""
-    error = "" if mean.stderr is None else f" ± {mean.stderr:.2g}"
-    return f"{mean.mean:.3g}{error} ({mean.n})"
+# Findings
 
 
-def compare(larger: tuple[str, Mean], smaller: tuple[str, Mean], what: str) -> Outcome:
-    """Whether the first mean is larger than the second, by more than :data:`ERRORS` standard
-    errors of their difference."""
-    (a, first), (b, second) = larger, smaller
-    error = math.hypot(first.stderr or 0.0, second.stderr or 0.0)
-    difference = first.mean - second.mean
-    text = f"{what}: {a} {shown(first)}, {b} {shown(second)}"
-    if first.n < 2 or second.n < 2:
-        return Outcome(UNTESTED, f"{text}: a standard error needs two runs")
-    if difference > ERRORS * error:
-        return Outcome(SUPPORTED, text)
-    close = abs(difference) <= ERRORS * error
-    why = "no difference beyond two standard errors" if close else "the opposite"
-    return Outcome(NOT_SUPPORTED, f"{text}: {why}")
+def compare(
+    larger: Group, smaller: Group, what: str, *, failure: str = "low", log: bool = False
+) -> Finding:
+    """Whether the first group's mean is larger than the second's, by Welch's t.
+
+    Args:
+        larger, smaller: as the claim has it.
+        what: the value, in words.
+        failure: whether a run without a finite value counts as ``"low"`` or as ``"high"`` as can
+            be. Where that goes the claim's way it is told, and the other runs are tested; where it
+            does not, the claim does not hold.
+        log: the logarithms are tested; values of 0 are as low as can be.
+
+    Raises:
+        RecordError: the groups were evaluated by different protocols.
+    """
+    check_protocols(
+        what, {Arm("", "", {}, str(i)): g.runs for i, g in enumerate((larger, smaller))}
+    )
+    text = f"{what}: {larger}, {smaller}"
+    against = larger if failure == "low" else smaller
+    if against.failed:
+        return Finding(f"{text}: {against.failed} of {len(against.values)} failed", False, 1.0)
+    a, b = larger.finite, smaller.finite
+    if log:
+        if min(a, default=1.0) <= 0:
+            return Finding(f"{text}: {larger.name} has values of 0", False, 1.0)
+        a, b = ([math.log(value) for value in group if value > 0] for group in (a, b))
+    if min(len(a), len(b)) < 2:
+        return Finding(f"{text}: a test needs two runs of each", None)
+    test = welch(a, b)
+    said = f"{text}; t = {test.t:.2f}, p = {shown(test.p)}"
+    return Finding(said, test.t > 0, test.p if test.t > 0 else 1.0)
 
 
-def joined(*outcomes: Outcome) -> Outcome:
-    """Supported if all are."""
-    worst = max(outcomes, key=lambda outcome: outcome.verdict != SUPPORTED)
-    return Outcome(worst.verdict, "; ".join(outcome.evidence for outcome in outcomes))
+def shown(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"
+
+
+def all_of(findings: Iterable[Finding]) -> Finding:
+    """The finding on a claim that is all of these: as good as the worst of them."""
+    found = list(findings)
+    text = "; ".join(one.text for one in found)
+    if any(one.agrees is None for one in found):
+        return Finding(text, None)
+    ps = [one.p for one in found if one.p is not None]
+    return Finding(text, all(one.agrees for one in found), max(ps, default=None))
+
+
+def group(
+    evidence: Evidence,
+    arm: tuple[str, str, Mapping[str, float]],
+    of: Callable[[Record, str], float],
+    value: str,
+) -> Group:
+    """A value of all runs of an arm: its name, preset and options."""
+    name, preset, options = arm
+    runs = evidence.runs(preset, **options)
+    return Group(name, runs, [of(record, value) for record in runs])
+
+
+def growth(record: Record, name: str) -> float:
+    """By how much a value has grown since the first look at it."""
+    found = values(record, name)
+    return math.nan if diverged(record) or not found else found[-1][1] - found[0][1]
+
+
+def fall(record: Record, name: str) -> float:
+    """By what factor a positive value has fallen since the first look at it."""
+    found = values(record, name)
+    if diverged(record) or not found or not found[-1][1]:
+        return math.nan
+    return found[0][1] / found[-1][1]
+
+
+def first(record: Record, name: str) -> float:
+    found = values(record, name)
+    return found[0][1] if found else math.nan

@@ -1,23 +1,15 @@
-"""The numbers that the paper states (``paper.yaml``)."""
+"""The numbers that the paper states (``experiments/numbers.yaml``)."""
 
 from __future__ import annotations
 
 import re
-from functools import cache
-from importlib.resources import files
-from typing import Any
 
-import yaml
+from paper.catalog import read
 
-__all__ = ["of_sample_sheet", "of_table", "paper_seeds"]
+__all__ = ["of_sample_sheet", "of_table", "paper_seeds", "same_name"]
 
 #: Other names of a data set.
 ALIASES = {"ilsvrc2012": "imagenet"}
-
-
-@cache
-def _read() -> dict[str, Any]:
-    return yaml.safe_load(files(__package__).joinpath("paper.yaml").read_text(encoding="utf-8"))
 
 
 def of_table(number: int) -> dict[tuple[str, str, str], tuple[float, ...]]:
@@ -26,7 +18,7 @@ def of_table(number: int) -> dict[tuple[str, str, str], tuple[float, ...]]:
 
     The method is named as in the paper, with ``gamma`` spelled out.
     """
-    rows = _read()["tables"].get(number, {}).get("rows", {})
+    rows = read("numbers")["tables"].get(number, {}).get("rows", {})
     return {
         (method, data, value): tuple(numbers)
         for method, sets in rows.items()
@@ -37,12 +29,12 @@ def of_table(number: int) -> dict[tuple[str, str, str], tuple[float, ...]]:
 
 def paper_seeds(number: int) -> str:
     """How many seeds a table's means are of."""
-    return _read()["tables"].get(number, {}).get("seeds", "")
+    return read("numbers")["tables"].get(number, {}).get("seeds", "")
 
 
 def of_sample_sheet(figure: int) -> dict[str, float]:
     """``score`` and ``distance`` in the caption of a sheet of samples, as far as it states them."""
-    return _read()["samples"].get(figure, {})
+    return read("numbers")["samples"].get(figure, {})
 
 
 def same_name(a: str, b: str) -> bool:

@@ -1,6 +1,6 @@
-"""What is kept of a run: one small file of its options and rows, beside it its last samples.
+"""What is kept of a run: one small file of its options and rows, perhaps with its last samples.
 
-Figures, tables and the page are drawn from these files alone. The first line is an object: the
+Figures and tables are drawn from these files alone. The first line is an object: the
 run's name, options, environment and the columns of its tables; every other line is a row of one
 table, ``["log", 50, 1.31, ...]``, with null in columns that the row does not have.
 """
@@ -17,15 +17,20 @@ from typing import Any
 
 from fastsn.gan.config import Config, ConfigError, from_dict
 from fastsn.gan.measure.diagnostics import WHOLE
-from fastsn.gan.report import Rows, RunFiles, read_run
+from fastsn.gan.report import RunFiles, read_run
 from fastsn.gan.run.checkpoint import replace_file
 
 __all__ = [
+    "BETTER",
     "Record",
     "RecordError",
+    "at_moment",
+    "diverged",
     "ending",
     "layer_values",
+    "pick",
     "read_record",
+    "read_records",
     "record_run",
     "value_of",
     "values",
@@ -48,6 +53,9 @@ QUOTIENTS = {
     "conv_ratio_lower": ("conv_lower", "sigma_0"),
     "conv_ratio_upper": ("conv_upper", "sigma_0"),
 }
+
+
+Rows = list[dict[str, Any]]
 
 
 class RecordError(ValueError):
@@ -82,8 +90,8 @@ class Record:
 # Writing
 
 
-def record_run(run: Path, out: Path) -> Path:
-    """Records a run's folder as ``out/NAME.jsonl`` and ``out/NAME.png``.
+def record_run(run: Path, out: Path, *, samples: bool = True) -> Path:
+    """Records a run's folder as ``out/NAME.jsonl``, and with ``samples`` as ``out/NAME.png``.
 
     The same run gives the same bytes, resumed or not.
 
@@ -124,7 +132,7 @@ def record_run(run: Path, out: Path) -> Path:
     for table, rows in tables.items():
         lines += [[table, *(_short(row.get(column)) for column in columns[table])] for row in rows]
     out.mkdir(parents=True, exist_ok=True)
-    if files.last_samples is not None:
+    if samples and files.last_samples is not None:
         replace_file(out / f"{name}.png", _few_samples(files))
     path = out / f"{name}.jsonl"
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -205,12 +213,22 @@ def read_record(path: Path) -> Record:
     )
 
 
+def read_records(folder: Path) -> dict[str, Record]:
+    """All records in a folder, by the name of the run.
+
+    Raises:
+        RecordError: a record is damaged.
+    """
+    found = [read_record(path) for path in sorted(folder.glob("*.jsonl"))]
+    return {record.name: record for record in found}
+
+
 # Values
 
 
 def value_of(row: dict[str, Any], name: str) -> float | None:
-    """A value of a row by the name it has in :mod:`.spec`, perhaps not finite; None if the row has
-    none.
+    """A value of a row by the name it has in :mod:`paper.catalog`, perhaps not finite; None if the
+    row has none.
 
     ``score`` and ``distance`` are the row's own, by whatever extractor. ``conv_ratio``,
     ``conv_ratio_lower`` and ``conv_ratio_upper`` are the convolution's norm, and its bounds, over
@@ -247,3 +265,39 @@ def _known(rows: Rows, name: str) -> Iterator[tuple[int, float]]:
         value = value_of(row, name)
         if value is not None:
             yield row["step"], value
+
+
+# One number of a run
+
+#: Which end of a value is its good one.
+BETTER = {"score": max, "distance": min}
+
+
+def diverged(record: Record) -> bool:
+    return any(event.get("reason") == "diverged" for event in record.events[-1:])
+
+
+def pick(record: Record, value: str, which: str) -> tuple[int, float] | None:
+    """The step and the value of a run; None where the run has failed, or has no such value.
+
+    Args:
+        which: ``"last"``, which must be finite, of a run that has not diverged; or ``"best"`` of
+            the finite ones of the evaluations' ``score`` and ``distance``.
+    """
+    found = values(record, value)
+    finite = [point for point in found if math.isfinite(point[1])]
+    if which == "last":
+        last = max(found, key=lambda point: point[0], default=None)
+        return None if diverged(record) or last not in finite else last
+    if which != "best" or value not in BETTER:
+        raise ValueError(
+            f"expected the 'last' value or the 'best' of {' or '.join(BETTER)}, "
+            f"got the {which!r} of {value}"
+        )
+    return BETTER[value](finite, key=lambda point: point[1], default=None)
+
+
+def at_moment(points: list[tuple[int, float]], step: float) -> tuple[int, float] | None:
+    """The finite point nearest to a step, the earlier of two."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    return min(finite, key=lambda point: (abs(point[0] - step), point[0]), default=None)

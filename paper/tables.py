@@ -7,24 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastsn.gan.config import flatten
+from fastsn.gan.report import markdown_table
 from paper.captions import (
     Runs,
-    divergences,
+    failures,
     joined,
     missing,
     subtitle,
     title_of,
     value_title,
 )
-from paper.draw_options import options_of
+from paper.catalog import NAMES, Arm, Experiment, Plot, arms_of, config_of
 from paper.numbers import of_table, paper_seeds, same_name
-from paper.picks import BETTER, pick
-from paper.records import Record
-from paper.scales import NAMES, config_of
-from paper.spec import Arm, Experiment, Options, Table
+from paper.records import BETTER, Record, pick
 from paper.statistics import Mean, mean_of
 
-__all__ = ["Cell", "cells_of", "protocol_differences", "table"]
+__all__ = ["Cell", "cells_of", "options_of", "table"]
 
 #: Options that change no result, or that runs of one arm differ in.
 ASIDE = (
@@ -61,7 +59,9 @@ def cells_of(value: str, runs: Runs) -> dict[tuple[str, str], Cell]:
     found: dict[tuple[str, str], list[tuple[Mean, Mean, Arm]]] = {}
     for arm, records in runs.items():
         last, best = (
-            mean_of(point[1] for point in (pick(r, value, which) for r in records) if point)
+            mean_of(
+                point[1] if point else None for point in (pick(r, value, which) for r in records)
+            )
             for which in ("last", "best")
         )
         found.setdefault((arm.label, arm.series), []).append((last, best, arm))
@@ -77,8 +77,8 @@ def _options(arm: Arm) -> str:
     return ", ".join(f"{name} {value}" for name, value in arm.options.items()) or arm.preset
 
 
-def table(experiment: Experiment, records: Mapping[Arm, Sequence[Record]], scale: str) -> str:
-    """The table of an experiment whose plot is a :class:`.Table`.
+def table(experiment: Experiment, records: Mapping[Arm, Sequence[Record]], size: str) -> str:
+    """The table of an experiment that has one.
 
     Our numbers are mean ± standard error over ``n`` seeds, at the end of training and the best
     during it.
@@ -90,31 +90,27 @@ def table(experiment: Experiment, records: Mapping[Arm, Sequence[Record]], scale
         ValueError: the experiment has no table, or there are no runs at all.
     """
     plot = experiment.plot
-    if isinstance(plot, Options):
-        rows = options_of(experiment, plot, scale)
-        cells_ = [list(map(str, row.values())) for row in rows]
-        return "\n".join([*_markdown(list(rows[0]), cells_), ""])
-    if not isinstance(plot, Table):
-        raise ValueError(f"{experiment.name}: expected a table, got {type(plot).__name__}")
+    if plot.kind == "options":
+        return markdown_table(options_of(experiment, size)) + "\n"
     runs = {arm: list(records[arm]) for arm in experiment.arms if records.get(arm)}
     if not runs:
         raise ValueError(f"{experiment.name}: expected runs of at least one arm, got none")
-    paper = of_table(plot.number)
-    lines = [f"**{title_of(experiment)}**", "", subtitle(experiment, runs, scale), ""]
-    cells = {value: cells_of(value, runs) for value in plot.values}
+    paper = of_table(plot.table)
+    lines = [f"**{title_of(experiment)}**", "", subtitle(experiment, runs, size), ""]
+    cells = {value: cells_of(value, runs) for value in BETTER}
     for data in dict.fromkeys(arm.series for arm in experiment.arms):
         lines += _of_data(data, plot, runs, cells, paper)
-    lines += protocol_differences(runs)
-    seeds = paper_seeds(plot.number)
+    lines += _differences(runs)
+    seeds = paper_seeds(plot.table)
     lines += [f"- seeds: paper {seeds}; here n"] if seeds else []
-    notes = [*divergences(runs), *missing(experiment, runs, scale)]
+    notes = [*failures(runs, last="score"), *missing(experiment, runs, size)]
     lines += ["", *notes] if notes else []
     return "\n".join([*lines, ""])
 
 
 def _of_data(
     data: str,
-    plot: Table,
+    plot: Plot,
     runs: Runs,
     cells: Mapping[str, Mapping[tuple[str, str], Cell]],
     paper: Mapping[tuple[str, str, str], tuple[float, ...]],
@@ -129,7 +125,7 @@ def _of_data(
         if same_name(its_data, data)
     }
     head = ["method"]
-    for value in plot.values:
+    for value in BETTER:
         arrow = "↑" if BETTER[value] is max else "↓"
         title = value_title(value, mine[0].config)
         head += [f"{title} {arrow}: ours, at the end", "ours, best"]
@@ -139,7 +135,7 @@ def _of_data(
     rows = []
     for label in [*dict.fromkeys(extra), *labels]:
         row = [label]
-        for value in plot.values:
+        for value in BETTER:
             cell = cells[value].get((label, data))
             row += [_number(cell.last), _number(cell.best)] if cell else ["", ""]
             if theirs:
@@ -147,7 +143,7 @@ def _of_data(
         rows.append(row)
     chosen = [
         f"{label}, {value}: best of {cell.arms} settings: {cell.arm}"
-        for value in plot.values
+        for value in BETTER
         for (label, series), cell in cells[value].items()
         if series == data and cell.arms > 1
     ]
@@ -165,11 +161,12 @@ def _paper(label: str, value: str, theirs: Mapping[tuple[str, str], tuple[float,
 
 def _number(mean: Mean) -> str:
     if not mean.n:
-        return "none"
+        return f"none ({mean.failed} failed)" if mean.failed else "none"
     size = abs(mean.mean)
     digits = 2 if size < 100 else 1 if size < 1000 else 0
     error = "" if mean.stderr is None else f" ± {mean.stderr:,.{digits}f}"
-    return f"{mean.mean:,.{digits}f}{error} (n = {mean.n})"
+    lost = f", {mean.failed} failed" if mean.failed else ""
+    return f"{mean.mean:,.{digits}f}{error} (n = {mean.n}{lost})"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -177,7 +174,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def protocol_differences(runs: Runs) -> list[str]:
+def _differences(runs: Runs) -> list[str]:
     """The options that the runs do not share with the paper's: Markdown, a line per option."""
     found: dict[str, list[str]] = {}
     for arm, records in runs.items():
@@ -193,6 +190,20 @@ def protocol_differences(runs: Runs) -> list[str]:
         "",
         *(f"- {name}: {'; '.join(dict.fromkeys(changes))}" for name, changes in found.items()),
     ]
+
+
+def options_of(experiment: Experiment, size: str) -> list[dict[str, str]]:
+    """A row per arm: its label, and the options, as the paper's and where this size has others."""
+    rows = []
+    for arm in arms_of(experiment, size):
+        paper, here = (dict(flatten(config_of(arm, s, 0).to_dict())) for s in ("full", size))
+        cells = {name: (paper[name], here[name]) for name in experiment.plot.names}
+        rows.append({"setting": arm.label} | {name: _cell(*pair) for name, pair in cells.items()})
+    return rows
+
+
+def _cell(paper: float, here: float) -> str:
+    return f"{paper:g}" if paper == here else f"{paper:g} (here {here:g})"
 
 
 def _shown(value: object) -> str:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn.analysis import spectral_norm_exact
+from paper.theory.check import Check, Panel, Row, Verdict, check_size, generator, judge, of, summary
 from paper.theory.networks import (
     ACTIVATIONS,
     evaluate,
     gradient_norms,
     random_net,
 )
-from paper.theory.verdict import (
-    Row,
-    Verdict,
-    check_size,
-    generator,
-    judge,
-    summary,
-)
 
-__all__ = ["theorem1_rows", "theorem1_verdict"]
+__all__ = ["CHECK"]
 
 #: Depths, widths, draws, directions and numbers of steps to each side.
 _DIRECTIONS = {
@@ -40,7 +34,7 @@ _ROUNDING = 1e-12
 _FARTHEST = 2.0
 
 
-def theorem1_rows(size: str, seed: int) -> list[Row]:
+def _rows(size: str, seed: int) -> list[Row]:
     """A row per network, direction and distance ``t`` of the rescaling ``c = c_equal exp(t d)``.
 
     ``value`` is the norm of the gradient of ``D(x)`` by all weights, by differentiation of the
@@ -189,58 +183,87 @@ def _raise(
     return weight + high * added
 
 
-def theorem1_verdict(rows: Sequence[Row]) -> Verdict:
-    inside = [row for row in rows if row["claim"] == "in the set"]
-    outside = [row for row in rows if row["claim"] == "any network"]
+def _verdict(rows: Sequence[Row]) -> Verdict:
+    inside, outside = of(rows, claim="in the set"), of(rows, claim="any network")
     changes = [
         {**row, "change": abs(row["eq2"] / row["eq2_equal"] - 1), "rounding": 1e-9} for row in rows
     ]
-    parts = [
-        judge(
-            "equal spectral norms minimize the gradient norm, if Eq. (2) holds",
-            inside,
-            "at_equal",
-            "value",
-            note="The ratio is of the norm at equal spectral norms to that at other scales.",
-        ),
-        judge(
-            "any network: gradient norm >= sqrt(L) (prod |dD/dw_i|)^(1/L) for all scales",
-            rows,
-            "minimum",
-            "value",
-            note="Attained where all layers have equal gradient norms, c_i ~ |dD/dw_i|.",
-            printed=False,
-        ),
-        judge(
-            "equal spectral norms minimize the gradient norm, without Eq. (2)",
-            outside,
-            "at_equal",
-            "minimum",
-            note="Fails: the minimum is at equal gradient norms. In these random networks its "
-            f"spectral norms differ by factors up to {max(r['eq2_equal'] for r in outside):.2f}.",
-            printed=False,
-        ),
-        judge(
-            "dD/dw_i scales as 1 / c_i",
-            rows,
-            "rule_error",
-            "rounding",
-            note="Up to rounding.",
-            printed=False,
-        ),
-        judge(
-            "rescaling leaves |dD/dw_i| ||w_i||, so that Eq. (2) holds for all c or for none",
-            changes,
-            "change",
-            "rounding",
-            note="The constraint of the theorem is one on the network, not on c.",
-            printed=False,
-        ),
-    ]
+    unequal = max(row["eq2_equal"] for row in outside)
     return summary(
         "Theorem 1: equal spectral norms minimize the gradient norm in the set of Eq. (2)",
-        parts,
-        "Holds. Without Eq. (2) the least gradient norm is at equal gradient norms of the layers; "
-        f"equal spectral norms exceed it by factors up to {parts[2].worst:.2f} in random "
-        "networks. (Appendix E prints Q^(1/L) where Q is meant.)",
+        [
+            judge(
+                "equal spectral norms minimize the gradient norm, if Eq. (2) holds",
+                inside,
+                "at_equal",
+                "value",
+                holds="The ratio is of the norm at equal spectral norms to that at other scales. "
+                "(Appendix E prints Q^(1/L) where Q is meant.)",
+            ),
+            judge(
+                "any network: gradient norm >= sqrt(L) (prod |dD/dw_i|)^(1/L) for all scales",
+                rows,
+                "minimum",
+                "value",
+                holds="Attained where all layers have equal gradient norms, c_i ~ |dD/dw_i|.",
+                printed=False,
+            ),
+            judge(
+                "equal spectral norms minimize the gradient norm, without Eq. (2)",
+                outside,
+                "at_equal",
+                "minimum",
+                fails="The minimum is at equal gradient norms. In these random networks its "
+                f"spectral norms differ by factors up to {unequal:.2f}.",
+                printed=False,
+            ),
+            judge("dD/dw_i scales as 1 / c_i", rows, "rule_error", "rounding", printed=False),
+            judge(
+                "rescaling leaves |dD/dw_i| ||w_i||, so that Eq. (2) holds for all c or for none",
+                changes,
+                "change",
+                "rounding",
+                holds="The constraint of the theorem is one on the network, not on c.",
+                printed=False,
+            ),
+        ],
     )
+
+
+def _panels(rows: Sequence[Row]) -> list[Panel]:
+    outside = of(rows, claim="any network", direction=0)
+
+    def line(row: Row) -> tuple[Any, ...]:
+        names = ("kind", "activation", "depth", "width", "draw", "direction")
+        return tuple(row[name] for name in names)
+
+    label = "t: c = c_equal exp(t d)"
+    return [
+        Panel(
+            "Eq. (2) holds: random directions", label, "gradient norm / at equal norms",
+            of(rows, claim="in the set"), lambda row: row["t"],
+            lambda row: row["value"] / row["at_equal"], lambda row: row["kind"],
+            (1.0, "at equal spectral norms"), lines=line,
+        ),
+        Panel(
+            "Any network: towards equal gradient norms", label, "gradient norm / its minimum",
+            outside, lambda row: row["t"], lambda row: row["value"] / row["minimum"],
+            lambda row: row["kind"], (1.0, "sqrt(L) (prod |dD/dw_i|)^(1/L)"), lines=line,
+        ),
+        Panel(
+            "How far from it: any network", "largest / smallest spectral norm at the minimum",
+            "norm at equal spectral norms / minimum",
+            [row for row in outside if row["t"] == row["t_minimum"]], lambda row: row["eq2_equal"],
+            lambda row: row["at_equal"] / row["minimum"], lambda row: row["kind"],
+            (1.0, "equal norms are the minimum"), log="",
+        ),
+    ]  # fmt: skip
+
+
+CHECK = Check(
+    "Equal spectral norms minimize the gradient norm",
+    "Theorem 1, section 3",
+    _rows,
+    _panels,
+    _verdict,
+)

@@ -10,13 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from records import record
-
 from paper.draw import KINDS, draw
-from paper.numbers import of_sample_sheet, of_table, same_name
 from paper.page import page
-from paper.records import Record
 from paper.registry import EXPERIMENTS
 from paper.spec import (
     Arm,
@@ -33,6 +28,11 @@ from paper.spec import (
     Table,
     VarianceScatter,
 )
+from PIL import Image
+from records import record
+
+from paper.numbers import of_sample_sheet, of_table, same_name
+from paper.records import Record
 from paper.statistics import average, mean_of
 from paper.tables import table
 

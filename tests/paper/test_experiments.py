@@ -8,6 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from paper.execute import Sources
+from paper.registry import EXPERIMENTS, names, plan
+from paper.scales import SCALES, arms_of, config_of, runs_of
+from paper.spec import Options, Sweep, Table
+from paper.theory.checks import CHECKS
 from PIL import Image
 from tiny import events, run, tiny
 
@@ -16,7 +21,6 @@ from fastsn.gan.config import Config
 from fastsn.gan.run.jsonl import read_rows
 from fastsn.gan.sweep import jobs as sweep_jobs
 from paper.claims import CLAIMS
-from paper.execute import Sources
 from paper.records import (
     RecordError,
     layer_values,
@@ -25,10 +29,6 @@ from paper.records import (
     value_of,
     values,
 )
-from paper.registry import EXPERIMENTS, names, plan
-from paper.scales import SCALES, arms_of, config_of, runs_of
-from paper.spec import Options, Sweep, Table
-from paper.theory.checks import CHECKS
 
 #: The numbers of the paper's figures and tables that have results.
 FIGURES = [

@@ -86,8 +86,8 @@ def gradient_penalty(
         fake: likewise; no gradient flows into them.
         generator: draws :math:`\alpha`, on the device of the images.
         unit: length, in the images' own pixel values, of one unit of the pixel values that the norm
-            is about: ``discriminator.unit`` of :mod:`fastsn.gan.nets.models`, 2 where the paper's pixels
-            are in [0, 1] and ours in [-1, 1].
+            is about: ``discriminator.unit`` of :mod:`fastsn.gan.nets.models`, 2 where the paper's
+            pixels are in [0, 1] and ours in [-1, 1].
 
     Returns:
         A scalar, not yet weighted (the paper's weight is 10).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ class JsonLines:
     def write(self, row: dict[str, Any]) -> None:
         content = to_line(row).encode()
         if os.write(self._handle, content) != len(content):
-            raise OSError(28, f"{self.path}: No space left on device")
+            raise OSError(28, "No space left on device", str(self.path))
 
     def sync(self) -> None:
         """Returns when all rows are on the disk."""
@@ -59,27 +60,33 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The whole rows of a table; none if there is no file.
 
+    Args:
+        path: the table.
+        needed: columns that every row must have; ``step`` must be a whole number.
+
     Raises:
-        ValueError: a row before the last is not JSON; the message names file and line.
+        ValueError: a row before the last is not an object of JSON, or lacks a column; the message
+            names file and line.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    *lines, torn = path.read_bytes().split(b"\n")  # a row counts once its newline is there
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break  # torn by a kill: it has no newline
-            raise ValueError(
-                f"{path}:{number}: expected a row of JSON, got {line[:80]!r}"
-            ) from None
-        if number < len(lines):  # a row counts once its newline is there
-            rows.append(row)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a row of JSON, got {line[:80]!r}")
+        for name in needed:
+            if name not in row or (name == "step" and type(row[name]) is not int):
+                wanted = "a whole number as 'step'" if name == "step" else f"a column {name!r}"
+                raise ValueError(f"{path}:{number}: expected {wanted}, got {line[:80]!r}")
+        rows.append(row)
     return rows

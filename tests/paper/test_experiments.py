@@ -8,19 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from paper.execute import Sources
-from paper.registry import EXPERIMENTS, names, plan
-from paper.scales import SCALES, arms_of, config_of, runs_of
-from paper.spec import Options, Sweep, Table
-from paper.theory.checks import CHECKS
 from PIL import Image
 from tiny import events, run, tiny
 
-from fastsn.gan import cli
 from fastsn.gan.config import Config
 from fastsn.gan.run.jsonl import read_rows
 from fastsn.gan.sweep import jobs as sweep_jobs
-from paper.claims import CLAIMS
+from paper import theory
+from paper.__main__ import main
+from paper.catalog import EXPERIMENTS, SIZES, arms_of, config_of, plan, runs_of
 from paper.records import (
     RecordError,
     layer_values,
@@ -29,6 +25,7 @@ from paper.records import (
     value_of,
     values,
 )
+from paper.runs import Sources
 
 #: The numbers of the paper's figures and tables that have results.
 FIGURES = [
@@ -65,7 +62,7 @@ def option(runs: list[Config], name: str) -> list[object]:
 
 
 def test_every_figure_table_and_statement_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["experiment", "list"]) == 0
+    assert main(["list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     for name in [*(f"fig{n}" for n in FIGURES), *(f"table{n}" for n in TABLES), *STATEMENTS]:
         assert listed.count(name) == 1, name
@@ -78,7 +75,7 @@ def test_an_experiment_is_the_one_of_its_name(name: str) -> None:
     assert experiment.name == name
     assert experiment.source.endswith(f", {kind} {number}")
     assert len(set(experiment.arms)) == len(experiment.arms)
-    for scale in SCALES:
+    for scale in SIZES:
         assert arms_of(experiment, scale), scale
 
 
@@ -93,7 +90,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources({name: str(folder) for name in sets}, str(folder / "weights.pth"))
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", SIZES)
 def test_all_configurations_can_be_run(scale: str, sources: Sources) -> None:
     runs = plan(EXPERIMENTS.values(), scale)
     for name, config in runs.items():
@@ -133,7 +130,7 @@ def test_runs_lengths_and_seeds(name: str, runs: int, steps: int, seeds: int) ->
 
 def test_scales() -> None:
     sweep = EXPERIMENTS["fig6"]
-    assert isinstance(sweep.plot, Sweep)
+    assert sweep.plot.kind == "sweep"
     lists = {
         series: [arm.x for arm in arms_of(sweep, "full") if arm.series == series]
         for series in ("SN", "SN_Conv")
@@ -153,7 +150,7 @@ def test_scales() -> None:
     assert all(found[data, method] == [1.0] for data, method in found if "SS" not in method)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", SIZES)
 def test_scale_one_takes_the_runs_without_scale(scale: str) -> None:
     for arm in arms_of(EXPERIMENTS["fig6"], scale):
         if arm.series == "SN":
@@ -163,9 +160,11 @@ def test_scale_one_takes_the_runs_without_scale(scale: str) -> None:
 
 def test_hyper_parameters(tmp_path: Path) -> None:
     """Table 7, and its rows in the order of figures 27 to 35."""
-    assert cli.main(["experiment", "table7", "--scale=full", f"--out={tmp_path}"]) == 0
-    text = (tmp_path / "full/tables/table7.md").read_text(encoding="utf-8")
-    cells = [line.strip("| ").split(" | ")[1:] for line in text.splitlines() if "| h" in line]
+    assert main(["draw", "table7", "--size=full", f"--out={tmp_path}"]) == 0
+    text = (tmp_path / "full/README.md").read_text(encoding="utf-8")
+    cells = [
+        line.strip("| ").split(" | ")[1:] for line in text.splitlines() if line.startswith("| h")
+    ]
     assert [[float(cell) for cell in row] for row in cells] == [
         [1e-4, 1e-4, 0.5, 0.9, 5],
         [1e-4, 1e-4, 0.5, 0.999, 1],
@@ -218,13 +217,13 @@ def test_gradient_penalties_and_random_scales() -> None:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all results at smoke scale in ``results``, and its runs in ``runs``."""
     folder = tmp_path_factory.mktemp("smoke")
-    assert cli.main(command(folder, "all")) == 0
+    assert main(command(folder, "run")) == 0
     return folder
 
 
 def command(folder: Path, *words: str) -> list[str]:
     where = (f"--out={folder / 'results'}", f"--runs={folder / 'runs'}")
-    return ["experiment", *words, "--scale=smoke", *where]
+    return [*words, "--size=smoke", *where]
 
 
 @pytest.mark.slow
@@ -237,20 +236,24 @@ def test_every_run_is_recorded_once(smoke: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *theory.CHECKS])
 def test_every_experiment_is_drawn(smoke: Path, name: str) -> None:
     results = smoke / "results/smoke"
-    with Image.open(results / f"figures/{name}.png") as picture:
-        assert min(picture.size) > 150
-        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 5
-    assert "</svg>" in (results / f"figures/{name}.svg").read_text(encoding="utf-8")
+    page = (results / "README.md").read_text(encoding="utf-8")
+    options = name in EXPERIMENTS and EXPERIMENTS[name].plot.kind == "options"
+    if not options:
+        with Image.open(results / f"figures/{name}.png") as picture:
+            assert min(picture.size) > 150
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 5
+        assert page.count(f"](figures/{name}.png)") == 1
     if name in EXPERIMENTS:
-        numbers = read_rows(results / f"figures/{name}.jsonl")
-        assert [row for row in numbers if row["kind"] not in ("note", "not run")]
-        assert not [row for row in numbers if row["kind"] == "not run"]
-    if name in CHECKS or isinstance(EXPERIMENTS[name].plot, (Table, Options)):
-        assert "| --- |" in (results / f"tables/{name}.md").read_text(encoding="utf-8")
-    assert f'id="{name}"' in (results / "index.html").read_text(encoding="utf-8")
+        one = EXPERIMENTS[name]
+        assert f"## {one.source.rpartition(', ')[2]}: {one.title}" in page
+        if not options:
+            numbers = read_rows(results / f"figures/{name}.jsonl")
+            assert [row for row in numbers if row["kind"] not in ("note", "not run")]
+            assert not [row for row in numbers if row["kind"] == "not run"]
+    assert "Not drawn" not in page
 
 
 @pytest.mark.slow
@@ -262,46 +265,24 @@ def test_what_is_recorded_is_not_run_again(
 
     monkeypatch.setattr(sweep_jobs, "attempt", refuse)
     written = files(smoke / "results")
-    assert cli.main(command(smoke, "fig4", "fig9")) == 0
+    assert main(command(smoke, "run", "fig4", "fig9")) == 0
     assert files(smoke / "results") == written
     # From the records alone, elsewhere: the same figures.
     records = smoke / "results"
-    drawn = [f"--records={records}", f"--out={tmp_path / 'drawn'}", "--scale=smoke"]
-    assert cli.main(["experiment", "draw", "fig4", "table1", "theorem2", *drawn]) == 0
-    for name in ("fig4.png", "fig4.svg", "fig4.jsonl", "theorem2.png"):
+    drawn = [f"--records={records}", f"--out={tmp_path / 'drawn'}", "--size=smoke"]
+    drawn.append(f"--runs={tmp_path / 'none'}")
+    assert main(["draw", "fig4", "table1", "theorem2", *drawn]) == 0
+    for name in ("fig4.png", "fig4.jsonl", "table1.png", "theorem2.png"):
         theirs = records / "smoke/figures" / name
         assert (tmp_path / "drawn/smoke/figures" / name).read_bytes() == theirs.read_bytes()
-    table = "smoke/tables/table1.md"
-    assert (tmp_path / "drawn" / table).read_bytes() == (records / table).read_bytes()
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "index.html"
+        if path.is_file()
     }
-
-
-@pytest.mark.slow
-def test_figures_say_that_the_images_are_others(smoke: Path) -> None:
-    text = (smoke / "results/smoke/figures/fig4.svg").read_text(encoding="utf-8")
-    assert "Fashion-MNIST in place of CIFAR10, width 1/32" in text
-
-
-@pytest.mark.slow
-def test_a_readme_gets_the_claims_and_the_list(smoke: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    text = "before\n<!-- experiments:begin -->\nwhat was here\n<!-- experiments:end -->\nafter\n"
-    readme.write_text(text, encoding="utf-8")
-    words = command(smoke, "draw", "fig4", "table1", f"--readme={readme}")
-    assert cli.main(words) == 0
-    text = readme.read_text(encoding="utf-8")
-    assert text.startswith("before\n") and text.endswith("after\n") and "what was here" not in text
-    assert "figures/fig4.png)" in text and "tables/table1.md)" in text
-    assert all(claim.statement in text for claim in CLAIMS)
-    assert cli.main(words) == 0
-    assert readme.read_text(encoding="utf-8") == text
 
 
 # One experiment
@@ -311,7 +292,7 @@ def test_a_partial_run_goes_on(tmp_path: Path) -> None:
     (config,) = plan([EXPERIMENTS["fig7"]], "smoke").values()
     folder = tmp_path / "runs/smoke" / config.run_name()
     run(replace(config, train=replace(config.train, steps=1)), folder)
-    assert cli.main(command(tmp_path, "fig7")) == 0
+    assert main(command(tmp_path, "run", "fig7")) == 0
     assert events(folder) == ["start", "stop", "resume", "stop"]
     record = read_record(tmp_path / f"results/smoke/runs/{config.run_name()}.jsonl")
     assert record.events == [{"event": "stop", "step": 2, "reason": "finished", "why": None}]
@@ -326,22 +307,22 @@ def test_experiments_without_all_runs_are_not_drawn(
             for name, config in plan([EXPERIMENTS["fig7"]], "smoke").items()
         ).__next__()
     )
-    assert cli.main(command(tmp_path, "record", "fig7", "fig9", "theorem1")) == 0
+    assert main(command(tmp_path, "draw", "fig7", "fig9", "theorem1")) == 0
     said = capsys.readouterr()
     assert "fig9: 1 of 2 runs recorded, not drawn" in said.out
     assert "theorem1: not drawn" in said.out
-    assert said.err.count("not recorded: ") == 1 and "smoke-bsn" not in said.out
+    assert not said.err
     assert [path.name for path in (tmp_path / "results/smoke/figures").glob("*.png")] == [
         "fig7.png"
     ]
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", SIZES)
 def test_a_dry_run_prints_every_run_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str
 ) -> None:
-    words = ["experiment", "fig6", f"--scale={scale}", "--dry_run=true"]
-    assert cli.main([*words, f"--out={tmp_path / 'a'}", f"--runs={tmp_path / 'b'}"]) == 0
+    words = ["run", "fig6", f"--size={scale}", "--dry_run=true"]
+    assert main([*words, f"--out={tmp_path / 'a'}", f"--runs={tmp_path / 'b'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     runs = plan([EXPERIMENTS["fig6"]], scale)
     assert [line.rpartition("/")[2] for line in lines] == [*runs]
@@ -352,17 +333,17 @@ def test_a_dry_run_prints_every_run_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["fig99"], "got 'fig99'"),
+        (["run", "fig99"], "got 'fig99'"),
         (["draw", "fig5", "nothing"], "got 'nothing'"),
-        (["fig5", "--scale=large"], "--scale: expected one of full, small, smoke, got 'large'"),
-        (["fig5", "--scale=full"], "--roots.cifar10: expected the place of the images of cifar10"),
-        (["fig65", "--scale=full"], "--roots.imagenet: expected"),
-        (["fig5", "--scale=full", "--roots.cifar10=/nowhere"], "got /nowhere, which is not there"),
-        (["fig5", "--scale=full", "--roots.cifar10=."], "--weights: expected the place of Inc"),
-        (["fig5", "--scale=smoke", "--readme=README"], "--readme: expected a file with <!-- exp"),
-        (["fig5", "--scale=smoke", "--gpus_per_run=1"], "gpus_per_run: expected 0 without ray"),
-        (["fig5", "--size=small"], "size"),
-        (["fig5", "--roots.mars=."], "mars"),
+        (["run", "fig5", "--size=large"], "size"),
+        (["run", "fig5", "--size=full"], "--roots.cifar10: expected the place of the images of ci"),
+        (["run", "fig65", "--size=full"], "--roots.imagenet: expected"),
+        (["run", "fig5", "--size=full", "--roots.cifar10=/nowhere"], "got /nowhere, which is not"),
+        (["run", "fig5", "--size=full", "--roots.cifar10=."], "--weights: expected the place of"),
+        (["run", "fig5", "--size=smoke", "--gpus_per_run=1"], "gpus_per_run: expected 0 without"),
+        (["run", "fig5", "--scale=small"], "scale"),
+        (["run", "fig5", "--roots.mars=."], "mars"),
+        (["nothing"], "nothing"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(
@@ -373,9 +354,9 @@ def test_bad_input_is_named_and_nothing_is_written(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["experiment", *words]) == 2
+    assert main(words) == 2
     error = capsys.readouterr().err
-    assert error.startswith("fastsn: error: ") and said in error
+    assert error.startswith("paper: error: ") and said in error
     assert not [*tmp_path.iterdir()]
 
 
@@ -441,6 +422,7 @@ def test_a_run_has_one_record(ran: Path, tmp_path: Path) -> None:
     first, second = record_run(ran, tmp_path / "a"), record_run(ran, tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
     assert first.with_suffix(".png").read_bytes() == second.with_suffix(".png").read_bytes()
+    assert not record_run(ran, tmp_path / "c", samples=False).with_suffix(".png").exists()
 
 
 def test_values_by_name(ran: Path, tmp_path: Path) -> None:
@@ -520,5 +502,5 @@ def test_a_damaged_record_is_refused(
     path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(RecordError, match=f"{path}: expected the record of a run"):
         read_record(path)
-    assert cli.main(command(tmp_path, "draw", "fig7")) == 2
+    assert main(command(tmp_path, "draw", "fig7")) == 2
     assert str(path) in capsys.readouterr().err

@@ -8,27 +8,29 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 
-from fastsn.gan.bench import in_turns, recorded
+from fastsn.gan.bench import Seconds, in_turns, recorded
 from fastsn.gan.config import (
     Config,
-    ConfigError,
     DataConfig,
     ModelConfig,
+    ModelName,
     NormConfig,
     OptimConfig,
     SpeedConfig,
     TrainConfig,
+    Width,
+    validate,
 )
 from fastsn.gan.data.sets import Images
 from fastsn.gan.loop.trainer import Trainer
 from fastsn.gan.nets.models import NETWORKS
 from fastsn.gan.run.folder import environment
 from fastsn.gan.run.ranks import choose_device
-from fastsn.gan.validation import validate
 
 __all__ = ["CONTENDERS", "BenchOptions", "bench_step", "measure", "table"]
 
@@ -60,12 +62,12 @@ class BenchOptions:
         out: JSON file to write, too.
     """
 
-    model: str = "mnist"
-    width: float = 1.0
-    batch: int = 64
-    n_dis: int = 1
-    seconds: float = 10.0
-    device: str = "auto"
+    model: ModelName = "mnist"
+    width: Width = 1.0
+    batch: PositiveInt = 64
+    n_dis: PositiveInt = 1
+    seconds: Seconds = 10.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     bf16: bool = False
     channels_last: bool = False
     cuda_graphs: bool = False
@@ -83,8 +85,6 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     The contenders take turns of a few iterations, so that whatever else the machine does meets
     all of them.
     """
-    if not options.seconds > 0:
-        raise ConfigError(f"--seconds: expected a positive number, got {options.seconds}")
     config = _config(options)
     device = choose_device(options.device)
     network = NETWORKS[options.model]

@@ -1,6 +1,7 @@
 """``python -m paper``: lists, runs and draws the paper's experiments.
 
-Exit codes: 0 done, 1 some runs did not end, 2 bad input, with one message and nothing written.
+Exit codes: 0 done, 1 some runs did not end, 2 bad input, with one message and nothing written, 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         chosen = options[options.command]
         return {"list": _list, "run": _run, "draw": _draw}[options.command](chosen)
+    except KeyboardInterrupt:
+        sys.stderr.write("paper: interrupted; the same command goes on\n")
+        return 130
     except ArgumentError as error:
         message = " ".join(str(error).split())
     except (ConfigError, DataError, RunDirError, RecordError, OSError) as error:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastsn.gan.config import Config, ConfigError
+from fastsn.gan.config import Config, ConfigError, validate
 from fastsn.gan.run.folder import RunDirError
 from fastsn.gan.sweep import Job, run_jobs
 from fastsn.gan.sweep.state import SETTLED
-from fastsn.gan.validation import validate
 from paper.catalog import EXPERIMENTS, plan
 from paper.records import RecordError, read_record, record_run
 

@@ -13,19 +13,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from jsonargparse.typing import restricted_number_type
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fastsn
-from fastsn.gan.config import ConfigError
-from fastsn.gan.nets.models import NETWORKS, build
+from fastsn.gan.config import ConfigError, ModelName, Width
+from fastsn.gan.nets.models import build
 from fastsn.gan.run.folder import environment
 from fastsn.gan.run.ranks import choose_device
 
 __all__ = ["BenchOptions", "bench", "in_turns", "measure", "recorded", "table"]
+
+if TYPE_CHECKING:
+    Seconds = float
+else:
+    Seconds = restricted_number_type("Seconds", float, [(">", 0), ("<=", 3600)])
 
 MODES = ("forward", "forward + backward", "evaluation")
 
@@ -43,10 +49,10 @@ class BenchOptions:
         out: JSON file to write, too.
     """
 
-    model: str = "cnn32"
-    width: float = 1.0
-    seconds: float = 0.5
-    device: str = "auto"
+    model: ModelName = "cnn32"
+    width: Width = 1.0
+    seconds: Seconds = 0.5
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: str = "auto"
     out: str | None = None
 
@@ -88,14 +94,6 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     Raises:
         ConfigError: an option out of range, or a backend that cannot serve here.
     """
-    if options.model not in NETWORKS:
-        raise ConfigError(f"--model: expected one of {', '.join(NETWORKS)}, got {options.model}")
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device: expected auto, cpu or cuda, got {options.device}")
-    for name in ("width", "seconds"):
-        value = getattr(options, name)
-        if not value > 0:
-            raise ConfigError(f"--{name}: expected a positive number, got {value}")
     device = choose_device(options.device)
     start = Weights(build(options.model, width=options.width)[1]).to(device)
     originals = list(start())

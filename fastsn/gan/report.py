@@ -93,8 +93,13 @@ def report(runs: Sequence[Path], out: Path) -> Path:
     with drawing():
         out.mkdir(parents=True, exist_ok=True)
         for name, (title, log, panels) in FIGURES.items():
-            if _draw(title, log, panels, read, out / f"{name}.png"):
-                parts += [f"## {title}", f"![{title}]({name}.png)"]
+            # Numbers of different protocols are not drawn in one picture.
+            groups = _by_protocol(read) if name == "metrics" else [read]
+            for number, group in enumerate(groups, start=1):
+                file = f"{name}.png" if len(groups) == 1 else f"{name}-{number}.png"
+                of = "" if len(groups) == 1 else f" of {', '.join(run.name for run in group)}"
+                if _draw(f"{title}{of}", log, panels, group, out / file):
+                    parts += [f"## {title}{of}", f"![{title}]({file})"]
     for run in read:
         if run.last_samples is not None:
             file = f"samples-{run.name}.png"
@@ -103,6 +108,14 @@ def report(runs: Sequence[Path], out: Path) -> Path:
     page = out / "report.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
+
+
+def _by_protocol(runs: Sequence[RunFiles]) -> list[list[RunFiles]]:
+    groups: dict[str, list[RunFiles]] = {}
+    for run in runs:
+        protocols = [json.dumps(row.get("protocol"), sort_keys=True) for row in run.metrics]
+        groups.setdefault(protocols[-1] if protocols else "", []).append(run)
+    return [*groups.values()]
 
 
 # Tables

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsn.gan.data.images import DataError, center_crop, resize
+from fastsn.gan.data.images import DataError, center_crop, digest, resize
+from fastsn.gan.run.checkpoint import replace_file
+from fastsn.gan.run.logs import progress
 
-__all__ = ["CACHE", "Decoding", "decode", "list_pictures", "read_array", "size_of"]
+__all__ = [
+    "CACHE",
+    "Decoding",
+    "channels_of",
+    "decode",
+    "list_pictures",
+    "read_array",
+    "side_of",
+]
 
 #: Environment variable with the folder for decoded images; default: ``.fastsn`` beside the data.
 CACHE = "FASTSN_CACHE"
 
 #: Part of the key of a cache file: to be raised when the decoding changes.
-VERSION = 1
+VERSION = 2
 #: Pictures decoded between two looks at the progress.
 BATCH = 1024
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
@@ -64,32 +75,61 @@ class Decoding:
         return resize(center_crop(pixels, self.crop)[None], self.resolution)[0]
 
 
-def _read_picture(path: Path, channels: int | None) -> Tensor:
-    """``uint8 [c, h, w]``, turned as its EXIF data says; channels None: 1 if it is grey, else 3."""
+def _read_picture(path: Path, channels: int) -> Tensor:
+    """``uint8 [c, h, w]``, turned as its EXIF data says; of 16 bits the upper 8, as Pillow does
+    with colours."""
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as picture:
-            deep = picture.mode.startswith(("I", "F"))
-            if channels is None:
-                channels = 1 if picture.mode in ("1", "L", "LA") else 3
-            turned = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
+            turned: Any = ImageOps.exif_transpose(picture)
+            if turned.mode.startswith("I"):
+                values = np.asarray(turned).astype(np.int64)
+                if values.min() < 0 or values.max() > 0xFFFF:
+                    raise ValueError(f"values of more than 16 bits (mode {turned.mode})")
+                turned = Image.fromarray((values >> 8).astype(np.uint8))
+            elif turned.mode == "F":
+                raise ValueError("values that are no integers (mode F)")
+            turned = turned.convert("L" if channels == 1 else "RGB")
             array = np.asarray(turned).reshape(turned.height, turned.width, channels)
     except FileNotFoundError:
         raise DataError(f"{path}: expected an image, got no such file") from None
     except Exception as error:  # a damaged file can raise nearly anything
         raise DataError(f"{path}: expected a readable image, got: {error}") from error
-    if deep:
-        raise DataError(f"{path}: expected an image of 8 bits per channel, got mode {picture.mode}")
     return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
+def channels_of(paths: Sequence[Path]) -> int:
+    """3 if any of the pictures has colours by its header, else 1."""
+    from PIL import Image
+
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith(("I", "F")):
+                    return 3
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise DataError(f"{path}: expected a readable image, got: {error}") from error
+    return 1
+
+
+def side_of(path: Path) -> int:
+    """Side of a picture's largest square."""
+    return min(_read_picture(path, 3).shape[-2:])
+
+
 def list_pictures(folder: Path) -> list[Path]:
-    """All pictures below ``folder``, in the order of their names; hidden folders are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """All pictures below ``folder``, in the order of their names; links to folders are followed,
+    hidden folders are left out."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:  # a link to a folder that it lies in, or a second one
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES)]
     if not found:
         raise DataError(
@@ -98,18 +138,12 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """``(channels, side)`` of a picture's largest square."""
-    pixels = _read_picture(path, None)
-    return pixels.shape[0], min(pixels.shape[-2:])
-
-
 def decode(files: Sequence[Path], decoding: Decoding, root: Path) -> Tensor:
     """All ``files`` as ``uint8 [n, channels, resolution, resolution]``, mapped from a cache file.
 
-    The first call decodes them, with all processors, and writes the file; later calls map it, as
-    long as no picture's name, size or time has changed. Processes that ask at once wait for the
-    first.
+    The first call decodes them, with all processors, and writes the file and its hash; later calls
+    map it, as long as no picture's name, size or time has changed and the hash is still right.
+    Processes that ask at once wait for the first.
 
     Args:
         files: the pictures.
@@ -126,16 +160,36 @@ def decode(files: Sequence[Path], decoding: Decoding, root: Path) -> Tensor:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            if not target.exists():
+            cached = _verified(target)
+            if cached is None:
                 _write(target, files, decoding)
-        return _mapped(np.load(target, mmap_mode="r", allow_pickle=False))
+                cached = _mapped(np.load(target, mmap_mode="r", allow_pickle=False))
+                replace_file(target.with_suffix(".hash"), digest(cached).encode())
+        return cached
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
             f"{target}: expected to write and map the decoded images, got: {error}. Set {CACHE} to "
-            "a folder with room for them, or delete a damaged file"
+            "a folder with room for them"
         ) from error
+
+
+def _verified(target: Path) -> Tensor | None:
+    """The images of a cache file; None where there is none, or a damaged one."""
+    import numpy as np
+
+    try:
+        pixels = _mapped(np.load(target, mmap_mode="r", allow_pickle=False))
+        if digest(pixels) == target.with_suffix(".hash").read_text():
+            return pixels
+        said = "expected the images that were decoded, got damaged ones"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, IndexError) as error:
+        said = str(error)
+    sys.stderr.write(f"{target}: {said}; they are decoded again\n")
+    return None
 
 
 def _key(files: Sequence[Path], decoding: Decoding, root: Path) -> str:
@@ -160,16 +214,14 @@ def _locked(path: Path) -> Iterator[None]:
 def _write(target: Path, files: Sequence[Path], decoding: Decoding) -> None:
     """Writes the cache file, whole or not at all."""
     import numpy as np
-    from tqdm import tqdm
 
     temporary = target.with_suffix(".tmp")
     shape = len(files), decoding.channels, decoding.resolution, decoding.resolution
     array: Any = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
     try:
         _reserve(temporary)
-        # the bar shows itself on terminals only
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in tqdm(range(0, len(files), BATCH), "decoding", disable=None):
+            for start in progress(range(0, len(files), BATCH), "decoding", BATCH, len(files)):
                 decoded = pool.map(decoding, files[start : start + BATCH])
                 for i, pixels in enumerate(decoded, start):
                     array[i] = pixels.numpy()

@@ -1,19 +1,24 @@
-"""Images held as bytes, where they fit, and drawn there."""
+"""Images held as bytes, where they fit, and drawn there; and what tells two sets of them apart."""
 
 from __future__ import annotations
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["DataError", "Images", "center_crop", "resize"]
+__all__ = ["DataError", "Images", "center_crop", "digest", "resize", "to_channels"]
 
 #: Part of a GPU's free memory that images may take: the rest is for networks.
 SHARE = 0.5
 #: Images resized at a time: the float copies of more would be large.
 CHUNK = 1024
+#: Bytes that one thread hashes at a time.
+HASHED = 1 << 26
 
 
 class DataError(ValueError):
@@ -48,6 +53,30 @@ def resize(pixels: Tensor, size: int) -> Tensor:
     return torch.cat(parts)
 
 
+def to_channels(pixels: Tensor, channels: int | None) -> Tensor:
+    """Images with 1 or 3 channels: grey by the weights of ITU-R 601-2, as Pillow's."""
+    if channels in (None, pixels.shape[1]):
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1)
+    weights = torch.tensor([299.0, 587.0, 114.0]).view(1, 3, 1, 1) / 1000
+    parts = [((part * weights).sum(1, keepdim=True) + 0.5).floor_() for part in pixels.split(CHUNK)]
+    return torch.cat(parts).to(torch.uint8)
+
+
+def digest(pixels: Tensor) -> str:
+    """A hash of the bytes of images, in their order; a block per thread, for sets of gigabytes."""
+    size = max(1, HASHED // max(pixels[0].numel(), 1))
+
+    def of_part(part: Tensor) -> bytes:
+        content = part.contiguous().numpy()
+        return hashlib.blake2b(content.data, digest_size=16).digest()
+
+    with ThreadPoolExecutor() as pool:
+        parts = [*pool.map(of_part, pixels.cpu().split(size))]
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class Images:
     """A data set of square images.
@@ -57,12 +86,21 @@ class Images:
         name: of the data set.
         description: what it is, for logs.
         device: where :meth:`sample` puts its images.
+        hashed: :func:`digest` of the pixels; "" where it was not asked for.
     """
 
     pixels: Tensor = field(repr=False)
     name: str
     description: str
     device: torch.device = torch.device("cpu")
+    hashed: str = ""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the set is: equal for the same images in the same order, wherever they lie."""
+        n, *shape = self.pixels.shape
+        hashed = self.hashed or digest(self.pixels)
+        return {"name": self.name, "images": n, "shape": shape, "hash": hashed}
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -67,7 +67,8 @@ def discriminator_step(
         penalty_rng: draws the points at which the penalty is taken.
 
     Returns:
-        ``[3]``: the loss and the mean scores of real and of generated images.
+        ``[4]``: the loss, the mean scores of real and of generated images, and the weighted penalty
+        that is in the loss.
     """
     nets.discriminator.requires_grad_(True)
     with torch.no_grad(), precision():
@@ -78,16 +79,19 @@ def discriminator_step(
         fake_scores = nets.call_discriminator(fake)
     real_scores, fake_scores = real_scores.float(), fake_scores.float()
     total = loss.discriminator(real_scores, fake_scores)
+    extra = torch.zeros_like(total)
     if penalty:
         assert penalty_rng is not None
         with precision():
             unit = float(getattr(nets.discriminator, "unit", 1.0))
             away = gradient_penalty(nets.call_discriminator, real, fake, penalty_rng, unit=unit)
-        total = total + penalty * away
+        extra = penalty * away
+        total = total + extra
     total.backward()
     nets.share_gradients(nets.discriminator)
     nets.optimizer_d.step()
-    return torch.stack([total.detach(), real_scores.detach().mean(), fake_scores.detach().mean()])
+    means = (real_scores.detach().mean(), fake_scores.detach().mean())
+    return torch.stack([total.detach(), *means, extra.detach()])
 
 
 def generator_step(nets: Networks, loss: Loss, z: Tensor, precision: Precision) -> Tensor:

@@ -25,7 +25,8 @@ from fastsn.parametrization import SpectralNorm
 __all__ = ["Trainer"]
 
 #: What a row of the log says of the losses; ``Trainer.sums`` adds them up on the device.
-LOGGED = ("loss_d", "score_real", "score_fake", "loss_g")
+#: ``penalty`` is a part of ``loss_d``.
+LOGGED = ("loss_d", "score_real", "score_fake", "penalty", "loss_g")
 
 
 class Trainer:
@@ -108,20 +109,23 @@ class Trainer:
                     channels=channels,
                     negative_slope=config.model.negative_slope,
                 )
-            except ValueError as error:
+            except (ValueError, RuntimeError, MemoryError) as error:
                 raise ConfigError(
                     f"model.name: {error} (images of data.name {config.data.name!r}: "
                     f"{channels}x{size}x{size})"
                 ) from error
-            normalize(
-                discriminator,
-                config.norm.method,
-                scale=config.norm.scale,
-                spread=config.norm.spread,
-                spread_seed=config.norm.spread_seed,
-                update=config.norm.update,
-                input_shape=(channels, size, size),
-            )
+            try:
+                normalize(
+                    discriminator,
+                    config.norm.method,
+                    scale=config.norm.scale,
+                    spread=config.norm.spread,
+                    spread_seed=config.norm.spread_seed,
+                    update=config.norm.update,
+                    input_shape=(channels, size, size),
+                )
+            except (ValueError, RuntimeError) as error:  # a backend that is not there
+                raise ConfigError(f"norm.method {config.norm.method}: {error}") from error
         layout = torch.channels_last if config.speed.channels_last else torch.contiguous_format
         for network in (generator, discriminator):
             network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -231,7 +235,10 @@ class Trainer:
         """Mean losses since the last call, over iterations and ranks; waits for the device."""
         means = self.ranks.mean(self.sums[:-1] / self.sums[-1]).tolist()
         self.sums.zero_()
-        return dict(zip(LOGGED, means, strict=True))
+        losses = dict(zip(LOGGED, means, strict=True))
+        if not self.config.loss.gradient_penalty:
+            del losses["penalty"]
+        return losses
 
     def is_finite(self) -> bool:
         """Whether all parameters and buffers of both networks are; waits for the device."""
@@ -277,6 +284,7 @@ class Trainer:
             "world_size": self.ranks.size,
             "config": self.config.to_dict(),
             "image_shape": list(self.images.pixels.shape[1:]),
+            "data": self.images.fingerprint,
             "generator": nets.generator.state_dict(),
             "discriminator": {**nets.discriminator.state_dict(), **self._held},
             "optimizer_g": nets.optimizer_g.state_dict(),
@@ -305,11 +313,50 @@ class Trainer:
                 nets.average.load_state_dict(state["ema"])
             nets.optimizer_g.load_state_dict(state["optimizer_g"])
             nets.optimizer_d.load_state_dict(state["optimizer_d"])
-            self.sums.copy_(state["sums"][self.ranks.rank])
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            self.sums.copy_(_sums(state["sums"][self.ranks.rank]))
+            self._check_optimizers()
+            self.step, self.best = state["step"], _best(state["best"])
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise CheckpointError(
                 f"expected a checkpoint of these networks and optimizers, got one that does not "
                 f"fit: {error}"
             ) from error
-        self.step, self.best = state["step"], dict(state["best"])
         self._held = {}
+
+    def _check_optimizers(self) -> None:
+        """Adam has the options that are written, of which a checkpoint has its own."""
+        optim = self.config.optim
+        for name, optimizer, lr in (
+            ("lr_g", self.nets.optimizer_g, optim.lr_g),
+            ("lr_d", self.nets.optimizer_d, optim.lr_d),
+        ):
+            (group,) = optimizer.param_groups
+            if optim.decay == "none" and group["lr"] != lr:
+                raise ValueError(f"expected optim.{name} {lr}, got {group['lr']}")
+            if tuple(group["betas"]) != (optim.beta1, optim.beta2):
+                raise ValueError(
+                    f"expected optim.beta1 and beta2 {(optim.beta1, optim.beta2)}, got "
+                    f"{tuple(group['betas'])}"
+                )
+
+
+def _sums(stored: Tensor) -> Tensor:
+    """Sums of losses, also of a checkpoint from before penalties were among them."""
+    if len(stored) == len(LOGGED):
+        return torch.cat([stored[:3], stored.new_zeros(1), stored[3:]])
+    return stored
+
+
+def _best(stored: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the best checkpoint, if it is what it should be."""
+    kinds = {"name": str, "value": float, "step": int}
+    if stored and any(type(stored.get(name)) is not kind for name, kind in kinds.items()):
+        raise ValueError(f"expected 'best' to have {', '.join(kinds)}, got {stored}")
+    return dict(stored)

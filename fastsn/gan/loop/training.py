@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsn.gan.config import Config
-from fastsn.gan.data.sets import load_images
+from fastsn.gan.config import Config, ConfigError, differences, from_dict, validate
+from fastsn.gan.data.sets import load
 from fastsn.gan.loop.trainer import Trainer
 from fastsn.gan.measure.diagnostics import diagnose
 from fastsn.gan.measure.evaluation import Evaluator, best_by
 from fastsn.gan.measure.sampling import generate, grid, save_png
 from fastsn.gan.run import checkpoint
 from fastsn.gan.run.checkpoint import CheckpointError
-from fastsn.gan.run.folder import RunDir
+from fastsn.gan.run.folder import RunDir, other_data
 from fastsn.gan.run.logs import Log, require_tensorboard
-from fastsn.gan.run.process import settings, until_sigterm
+from fastsn.gan.run.process import Asked, settings, until_asked
 from fastsn.gan.run.ranks import Ranks, choose_device
-from fastsn.gan.validation import validate
 
 __all__ = ["Diverged", "Result", "Stopped", "train"]
 
+#: What explains itself without the name of its type.
+EXPECTED = (OSError, CheckpointError, ConfigError)
 #: Real images that the input gradient is averaged over.
 DIAGNOSED = 64
 
@@ -42,7 +45,7 @@ class Result:
 
     Attributes:
         step: iterations done, over all parts.
-        reason: ``"finished"`` or ``"SIGTERM"``.
+        reason: ``"finished"``, or the signal that asked it to stop, such as ``"SIGTERM"``.
         path: the run's folder.
     """
 
@@ -61,23 +64,25 @@ def train(
 ) -> Result:
     """Trains until ``train.steps``, going on where the folder's run was left.
 
-    A run that is killed at any moment and started again gives the bits of one that is not. Under
-    torchrun every process calls this.
+    A run that is killed at any moment and started again gives the tensors, tables and grids of one
+    that is not, bit for bit (but not the clock's columns, nor the same files of TensorBoard). Under
+    torchrun every process calls this. SIGTERM, SIGINT and SIGHUP let it save and stop.
 
     Args:
         config: all options.
         out: the run's folder; default ``runs/`` and a name made of the options.
         resume: go on with a run that is there; if False, refuse one.
         show: progress on standard error.
-        stop: asks the run, when it is set, to save and stop as SIGTERM does.
+        stop: asks the run, when it is set, to save and stop as a signal does.
 
     Raises:
         ConfigError, DataError, RunDirError, CheckpointError: the run cannot begin; nothing was
             written.
-        Stopped: the disk is full, a number is not finite (:class:`Diverged`), and so on; the
-            checkpoints before it are kept.
+        Stopped: the disk is full, memory is out, a number is not finite (:class:`Diverged`), or
+            anything else was raised on the way; ``events.jsonl`` says so, and the checkpoints
+            before it are kept.
     """
-    validate(config)
+    config = validate(config)
     ranks = Ranks.from_environment()
     device = choose_device(config.train.device, ranks.local)
     run = RunDir(Path(out) if out is not None else Path("runs") / config.run_name())
@@ -85,8 +90,10 @@ def train(
         run.check(config, resume=resume)
         if config.log.tensorboard:
             require_tensorboard()
-    with settings(config.speed, device), until_sigterm(stop) as asked:
-        images = load_images(config.data.name, config.data.root, resolution=config.data.resolution)
+    with settings(config.speed, device), until_asked(stop) as asked:
+        images = load(config.data)
+        if ranks.first:
+            run.check(config, images.fingerprint, resume=resume)
         ranks.start(device)
         try:
             trainer = Trainer(config, images, device, ranks)
@@ -152,14 +159,26 @@ class _Run:
         if state is None:
             state = checkpoint.load(path)
         try:
+            self._check_origin(state)
             self.trainer.load_state_dict(state)
-        except CheckpointError as error:
+        except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         self.saved = step
 
+    def _check_origin(self, state: dict[str, Any]) -> None:
+        """A checkpoint says by itself what run it is of; the file beside it may be another's."""
+        changed = differences(self.config, from_dict(state["config"], "the checkpoint"))
+        if isinstance(state.get("data"), dict):
+            changed += other_data(self.trainer.images.fingerprint, state["data"])
+        if changed:
+            raise CheckpointError(
+                "expected a checkpoint of this run, got one of other options (its -> the run's): "
+                + "; ".join(changed)
+            )
+
     def _start_log(self) -> None:
         step, config = self.trainer.step, self.config
-        self.run.begin(config, step)
+        self.run.begin(config, self.trainer.images.fingerprint, step)
         for refusal in self.refusals:
             self.run.record("refused", step, why=refusal)
         self.run.record("resume" if self.saved >= 0 else "start", step)
@@ -180,16 +199,19 @@ class _Run:
     def _loop(self, stop: threading.Event) -> str:
         try:
             return self._iterate(stop)
-        except (OSError, CheckpointError, Diverged) as error:
+        except BaseException as error:
             step = self.trainer.step
             kept = (
                 f"the checkpoint of step {self.saved}" if self.saved >= 0 else "no checkpoint yet"
             )
-            why = f"step {step}: {error}; kept: {kept}"
+            kind = "" if isinstance(error, (*EXPECTED, Diverged)) else f"{type(error).__name__}: "
+            why = f"step {step}: {kind}{error}; kept: {kept}"
             if self.ranks.first:
                 with contextlib.suppress(OSError):  # a full disk cannot take this either
                     reason = "diverged" if isinstance(error, Diverged) else "failed"
                     self.run.record("stop", step, reason=reason, why=why)
+            if not isinstance(error, Exception):  # the second Ctrl-C, sys.exit
+                raise
             raise (Diverged if isinstance(error, Diverged) else Stopped)(why) from error
 
     def _iterate(self, stop: threading.Event) -> str:
@@ -212,7 +234,7 @@ class _Run:
             if saves:
                 self._save()
             if asked and step < config.train.steps:
-                return "SIGTERM"
+                return str(getattr(stop, "by", Asked.by))
         return "finished"
 
     def _log_losses(self, step: int) -> None:
@@ -249,9 +271,11 @@ class _Run:
         assert self.evaluator is not None
         trainer = self.trainer
         row = self.evaluator.generator(trainer.sampled, trainer.rng, step)
-        name = best_by(row)
-        if row[name] < trainer.best.get("value", float("inf")):
-            trainer.best = {"name": name, "value": row[name], "step": step}
+        name, protocol = best_by(row), json.dumps(row["protocol"], sort_keys=True)
+        # What was measured by another protocol is no rival.
+        rival = trainer.best.get("protocol", protocol) == protocol
+        if not rival or row[name] < trainer.best.get("value", math.inf):
+            trainer.best = {"name": name, "value": row[name], "step": step, "protocol": protocol}
         return row
 
     def _save(self) -> None:

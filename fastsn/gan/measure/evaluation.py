@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsn.gan.config import Config, ConfigError, EvalConfig
-from fastsn.gan.data.sets import Images, load_images
+from fastsn.gan.config import Config, ConfigError, EvalConfig, validate
+from fastsn.gan.data.images import Images
+from fastsn.gan.data.sets import load, load_images
 from fastsn.gan.measure.features import load_extractor
-from fastsn.gan.measure.metrics import evaluate, real_features
+from fastsn.gan.measure.metrics import evaluate, protocol_of, real_features
 from fastsn.gan.measure.sampling import generate
 from fastsn.gan.measure.sources import load_source, seeded_device
 from fastsn.gan.rng import Rng
-from fastsn.gan.validation import validate
 
 __all__ = ["Evaluator", "best_by", "best_value", "evaluate_source"]
 
@@ -35,7 +35,8 @@ class Evaluator:
     """
 
     def __init__(self, options: EvalConfig, real: Images, device: torch.device) -> None:
-        self.options, self.name, self.device = options, real.name, device
+        self.options, self.device = options, device
+        self.origin = protocol_of(real)
         try:
             self.extractor = load_extractor(options.extractor, options.weights, device)
         except (ValueError, OSError) as error:
@@ -58,7 +59,7 @@ class Evaluator:
             splits=options.splits,
             device=self.device,
         )
-        return {**result["values"], "protocol": {**result["protocol"], "real": self.name}}
+        return {**result["values"], "protocol": {**result["protocol"], **self.origin}}
 
     def generator(self, network: nn.Module, rng: Rng, step: int) -> dict[str, Any]:
         """The row of a generator at a step of its training."""
@@ -73,11 +74,19 @@ def best_by(row: dict[str, Any]) -> str:
 def best_value(rows: Sequence[dict[str, Any]], name: str) -> tuple[float, int]:
     """The best value of a number in rows of ``metrics.jsonl``, and its step.
 
-    Scores are good where they are large, distances where they are small; what was not finite, and
-    is stored as a string, counts as the worst.
+    Scores, precision and recall are good where they are large, distances where they are small; what
+    was not finite, and is stored as a string, counts as the worst. Only rows of the last one's
+    protocol are compared. A deviation is that of the row where what it is of is best.
     """
-    known = [(row[name], row["step"]) for row in rows if isinstance(row.get(name), float)]
-    return (max if name.startswith(("is_", "score_")) else min)(known, key=lambda pair: pair[0])
+    of = name.removesuffix("_std")
+    alike = [row for row in rows if row.get("protocol") == rows[-1].get("protocol")]
+    known = [row for row in alike if isinstance(row.get(of), float)]
+    if not known:
+        known = [row for row in alike if isinstance(row.get(name), float)]
+        of = name
+    larger = of.startswith(("is_", "score_", "precision_", "recall_"))
+    best = (max if larger else min)(known, key=lambda row: row[of])
+    return best.get(name, float("nan")), best["step"]
 
 
 def evaluate_source(options: dict[str, Any]) -> dict[str, Any]:
@@ -92,12 +101,13 @@ def evaluate_source(options: dict[str, Any]) -> dict[str, Any]:
     path = Path(options["source"])
     if options["images"]:
         config = _config(Config(), options)
-        fake = load_images("folder", path, resolution=config.data.resolution)
-        evaluator = Evaluator(config.eval, _real(config), device)
+        data = config.data
+        fake = load_images("folder", path, resolution=data.resolution, channels=data.channels)
+        evaluator = Evaluator(config.eval, load(config.data), device)
         return {"source": str(path), **evaluator(lambda n: _first(fake, n))}
     source = load_source(path, device, best=options["best"])
     config = _config(source.config, options)
-    evaluator = Evaluator(config.eval, _real(config), device)
+    evaluator = Evaluator(config.eval, load(config.data), device)
     row = evaluator.generator(source.generator, Rng(options["seed"], device), source.step)
     return {"source": str(source.path), "step": source.step, **row}
 
@@ -109,11 +119,6 @@ def _config(base: Config, options: dict[str, Any]) -> Config:
         given = {name: value for name, value in options[section].items() if value is not None}
         sections[section] = dataclasses.replace(getattr(base, section), **given)
     return validate(dataclasses.replace(base, **sections))
-
-
-def _real(config: Config) -> Images:
-    data = config.data
-    return load_images(data.name, data.root, resolution=data.resolution)
 
 
 def _first(images: Images, n: int) -> Tensor:

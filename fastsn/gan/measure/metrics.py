@@ -1,24 +1,26 @@
-r"""Sample quality: score, Frechet distance and kernel distance in an extractor's features.
+"""Sample quality: score, Frechet distance, kernel distance, precision and recall of features.
 
-With the Inception network they are IS (Salimans et al. 2016), FID (Heusel et al. 2017) and KID
-(Binkowski et al. 2018), comparable with published ones; with another extractor they have other
-names. The paper takes IS from 50,000 images in 10 splits, and FID from 5,000 real and 10,000
-generated ones (appendix H); every name says these numbers.
+With the Inception network they are IS (Salimans et al. 2016), FID (Heusel et al. 2017), KID
+(Binkowski et al. 2018) and improved precision and recall (Kynkaanniemi et al. 2019), comparable
+with published ones; with another extractor they have other names. The paper takes IS from 50,000
+images in 10 splits, and FID from 5,000 real and 10,000 generated ones (appendix H); every name says
+these numbers. The formulas are torch-fidelity's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastsn.gan.data.compat import import_torchvision
 from fastsn.gan.data.images import Images
 from fastsn.gan.measure.features import Extractor
+from fastsn.gan.run.logs import progress
 
-__all__ = ["evaluate", "frechet_distance", "kernel_distance", "real_features", "score"]
+__all__ = ["evaluate", "real_features"]
 
 #: Names of score, Frechet distance and kernel distance, by extractor.
 NAMES = {"inception": ("is", "fid", "kid"), "classifier": ("score", "frechet", "kernel")}
@@ -27,6 +29,8 @@ NAMES = {"inception": ("is", "fid", "kid"), "classifier": ("score", "frechet", "
 BATCH = 250
 #: KID's usual protocol: mean over this many random subsets of this size.
 KERNEL_SUBSETS, KERNEL_SIZE = 100, 1000
+#: Neighbours whose distance is the radius of a point, for precision and recall.
+NEIGHBOURS = 3
 
 
 def evaluate(
@@ -56,44 +60,97 @@ def evaluate(
 
     Returns:
         ``"values"``: numbers by names such as ``is_50k_s10``, ``fid_5k_10k``, ``kid_5k_10k``, or
-        ``score_...``, ``frechet_...``, ``kernel_...`` for the classifier, with ``_std`` over splits
-        or subsets for the first and the last; ``"protocol"``: all that they depend on.
+        ``score_...``, ``frechet_...``, ``kernel_...`` for the classifier; ``precision_5k_10k`` and
+        ``recall_5k_10k``; with ``_std`` the deviation over splits of the score and, where they are
+        parts of the images, over subsets of the kernel distance. ``"protocol"``: all that they
+        depend on.
 
     Raises:
         ValueError: too few images.
     """
     extractor.to(device)
-    origin = real.name if isinstance(real, Images) else "features"
+    origin: dict[str, Any] = {"real": "features"}
     if isinstance(real, Images):
+        origin = protocol_of(real)
         real = real_features(real, extractor, n_real, device)
     if len(real) != n_real:
         raise ValueError(f"expected features of n_real={n_real} real images, got {len(real)}")
     for name, n in (("n_real", n_real), ("n_fake", n_fake)):
         if n < 2:
             raise ValueError(f"expected {name} to be at least 2, got {n}")
+    if not 1 <= splits <= n_score:
+        raise ValueError(f"expected between 1 and n_score={n_score} splits, got {splits}")
     pixels = sample(max(n_fake, n_score))
-    features, scores = _extract(pixels, extractor, device)
-    subsets = KERNEL_SUBSETS, min(KERNEL_SIZE, n_real, n_fake)
-    score_name, frechet_name, kernel_name = NAMES[extractor.name]
-    score_name += f"_{_count(n_score)}_s{splits}"
+    features, scores = _extract(pixels, extractor, device, "evaluating")
+    # Subsets as large as the sets would all be the same one, without a deviation.
+    size = min(KERNEL_SIZE, n_real, n_fake)
+    subsets = KERNEL_SUBSETS if size < min(n_real, n_fake) else 1
+    numbers = _numbers(real, features[:n_fake], scores[:n_score], splits, subsets, size)
+    score, frechet, kernel = NAMES[extractor.name]
+    score += f"_{_count(n_score)}_s{splits}"
     counts = f"_{_count(n_real)}_{_count(n_fake)}"
-    values = {frechet_name + counts: frechet_distance(real, features[:n_fake])}
-    values[score_name], values[f"{score_name}_std"] = score(scores[:n_score], splits)
-    kernel = kernel_distance(real, features[:n_fake], *subsets)
-    values[kernel_name + counts], values[f"{kernel_name}{counts}_std"] = kernel
+    values = {
+        f"{frechet}{counts}": numbers["frechet_inception_distance"],
+        score: numbers["inception_score_mean"],
+        f"{score}_std": numbers["inception_score_std"],
+        f"{kernel}{counts}": numbers["kernel_inception_distance_mean"],
+        f"precision{counts}": numbers["precision"],
+        f"recall{counts}": numbers["recall"],
+    }
+    if subsets > 1:
+        values[f"{kernel}{counts}_std"] = numbers["kernel_inception_distance_std"]
     protocol = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
-        "real": origin,
+        **origin,
         "n_real": n_real,
         "n_fake": n_fake,
         "n_score": n_score,
         "splits": splits,
         "score_classes": extractor.classes,
-        "kernel_subsets": subsets[0],
-        "kernel_subset_size": subsets[1],
+        "kernel_subsets": subsets,
+        "kernel_subset_size": size,
+        "neighbours": min(NEIGHBOURS, n_real - 1, n_fake - 1),
     }
     return {"values": values, "protocol": protocol}
+
+
+def protocol_of(images: Images) -> dict[str, Any]:
+    """What numbers depend on of the real images."""
+    print_ = images.fingerprint
+    channels, height, _ = print_["shape"]
+    return {
+        "real": images.name,
+        "real_images": print_["images"],
+        "real_hash": print_["hash"],
+        "resolution": height,
+        "channels": channels,
+    }
+
+
+def _numbers(
+    real: Tensor, fake: Tensor, scores: Tensor, splits: int, subsets: int, size: int
+) -> dict[str, float]:
+    import_torchvision()  # torch-fidelity imports it
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    real, fake = real.cpu().double(), fake.cpu().double()
+    near = min(NEIGHBOURS, len(real) - 1, len(fake) - 1)
+    return {
+        **isc_features_to_metric(scores.cpu(), splits, shuffle=False),
+        **fid_statistics_to_metric(
+            fid_features_to_statistics(real), fid_features_to_statistics(fake), False
+        ),
+        **kid_features_to_metric(
+            fake, real, kid_subsets=subsets, kid_subset_size=size, rng_seed=0, verbose=False
+        ),
+        **prc_features_to_metric(
+            fake, real, prc_neighborhood=near, save_cpu_ram=True, verbose=False
+        ),
+    }
 
 
 def real_features(
@@ -112,97 +169,16 @@ def real_features(
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]
     pixels = images.pixels.index_select(0, order.to(images.pixels.device))
-    return _extract(pixels, extractor.to(device), device)[0]
+    return _extract(pixels, extractor.to(device), device, "features of real images")[0]
 
 
 def _extract(
-    pixels: Tensor, extractor: Extractor, device: torch.device | str
+    pixels: Tensor, extractor: Extractor, device: torch.device | str, what: str
 ) -> tuple[Tensor, Tensor]:
-    parts = [extractor(part.to(device)) for part in pixels.split(BATCH)]
-    features, scores = zip(*parts, strict=True)
+    parts = progress(pixels.split(BATCH), what, BATCH, len(pixels))
+    features, scores = zip(*[extractor(part.to(device)) for part in parts], strict=True)
     return torch.cat(features), torch.cat(scores)
 
 
 def _count(n: int) -> str:
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
-
-
-def score(scores: Tensor, splits: int = 10) -> tuple[float, float]:
-    r"""Mean and standard deviation over splits of :math:`\exp E_x KL(p(y|x) \| E_x p(y|x))`.
-
-    Args:
-        scores: of classes, before the softmax, ``[n, k]``; the order is the images'.
-        splits: consecutive parts of equal size, but for one.
-    """
-    n = len(scores)
-    if not 1 <= splits <= n:
-        raise ValueError(f"expected between 1 and {n} splits, got {splits}")
-    results = []
-    for i in range(splits):
-        # in float64 per split: all of them at once would be large
-        log_p = scores[i * n // splits : (i + 1) * n // splits].double().log_softmax(1)
-        log_mean = log_p.logsumexp(0) - math.log(len(log_p))
-        results.append((log_p.exp() * (log_p - log_mean)).sum(1).mean().exp())
-    means = torch.stack(results)
-    return float(means.mean()), float(means.std(correction=0))
-
-
-def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    r"""Frechet distance of the Gaussians with the features' means and covariances.
-
-    .. math:: \|m_1 - m_2\|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1 C_2)^{1/2})
-
-    The trace of the root is the sum of the roots of the eigenvalues of
-    :math:`C_1^{1/2} C_2 C_1^{1/2}`, which is symmetric.
-
-    Args:
-        real: ``[n, d]``, n at least 2.
-        fake: ``[m, d]``, m at least 2.
-    """
-    (mean_1, cov_1), (mean_2, cov_2) = _moments(real), _moments(fake)
-    values, vectors = torch.linalg.eigh(cov_1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = root @ cov_2 @ root
-    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    difference = (mean_1 - mean_2).square().sum()
-    return float(difference + cov_1.trace() + cov_2.trace() - 2 * trace)
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    x = features.double()
-    mean = x.mean(0)
-    x = x - mean
-    return mean, x.T @ x / (len(x) - 1)
-
-
-def kernel_distance(
-    real: Tensor, fake: Tensor, subsets: int = KERNEL_SUBSETS, size: int = KERNEL_SIZE
-) -> tuple[float, float]:
-    r"""Mean and standard deviation over random subsets of the unbiased squared MMD.
-
-    The kernel is :math:`(x^T y / d + 1)^3`. The same subsets are drawn every time.
-
-    Args:
-        real: ``[n, d]``.
-        fake: ``[m, d]``.
-        subsets: how many.
-        size: of each, without replacement; at most n and m.
-    """
-    if not 2 <= size <= min(len(real), len(fake)):
-        raise ValueError(f"expected subsets of 2 to {min(len(real), len(fake))} images, got {size}")
-    rng = torch.Generator().manual_seed(0)
-    results = []
-    for _ in range(subsets):
-        x, y = (
-            part[torch.randperm(len(part), generator=rng)[:size].to(part.device)].double()
-            for part in (real, fake)
-        )
-        xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        results.append(within - 2 * xy.mean())
-    distances = torch.stack(results)
-    return float(distances.mean()), float(distances.std(correction=0))
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1).pow(3)

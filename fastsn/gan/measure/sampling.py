@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsn.gan.rng import Rng, latents
+from fastsn.gan.run.checkpoint import replace_file
+from fastsn.gan.run.logs import progress
 
 __all__ = ["evaluating", "generate", "grid", "interpolate", "save_png", "to_uint8"]
 
@@ -45,8 +47,9 @@ def generate(
         batch: images at a time.
     """
     parts = []
+    starts = progress(range(0, n, batch), "sampling", batch, n)
     with evaluating(generator):
-        for index, start in enumerate(range(0, n, batch)):
+        for index, start in enumerate(starts):
             z = latents(generator, min(batch, n - start), rng(stream, step, index))
             parts.append(to_uint8(generator(z)).cpu())
     return torch.cat(parts)
@@ -90,6 +93,6 @@ def save_png(path: Path, picture: Tensor, zoom: int = 1) -> None:
         picture = picture.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     array = picture.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
-    temporary = path.with_name(f"{path.name}.tmp")
-    image.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=True)
+    replace_file(path, content.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,39 +12,20 @@ from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 import fastsn
 from fastsn.analysis.linear_map import is_conv
+from fastsn.gan.config import SCALED, SPREADABLE, Method
 from fastsn.gan.nets.models import lecun_
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import register
 from fastsn.problem import BSN, SN
 
-__all__ = ["METHODS", "SCALED", "SPREADABLE", "normalize", "spread_scales"]
+__all__ = ["METHODS", "normalize", "spread_scales"]
 
 #: ``none``. ``sn``, ``bsn``: :func:`fastsn.apply`; ``ssn``, ``bssn``: the same with each layer's
-#: scale. ``sn_conv``:
-#: :func:`fastsn.conv_spectral_norm`. ``same_gamma`` and ``diff_gamma``: SN with a trained factor of
-#: weights and biases, one for all layers or one for each (appendix O); with ``bsn_``, BSN.
-#: ``torch``: torch's own spectral norm, for comparison. ``lecun``: no norm, but scaled LeCun
-#: initialization.
-METHODS = (
-    "none",
-    "sn",
-    "ssn",
-    "bsn",
-    "bssn",
-    "sn_conv",
-    "same_gamma",
-    "diff_gamma",
-    "bsn_same_gamma",
-    "bsn_diff_gamma",
-    "torch",
-    "lecun",
-)
-
-#: The methods with a scale.
-SCALED = ("ssn", "bssn", "sn_conv", "lecun")
-
-#: The methods that can have another scale in each layer.
-SPREADABLE = ("ssn", "bssn", "sn_conv")
+#: scale. ``sn_conv``: :func:`fastsn.conv_spectral_norm`. ``same_gamma`` and ``diff_gamma``: SN with
+#: a trained factor of weights and biases, one for all layers or one for each (appendix O); with
+#: ``bsn_``, BSN. ``torch``: torch's own spectral norm, for comparison. ``lecun``: no norm, but
+#: scaled LeCun initialization.
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 def normalize(

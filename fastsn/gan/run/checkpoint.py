@@ -7,6 +7,7 @@ containers alone (``weights_only``), and refuses what is not of this kind.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -32,7 +33,7 @@ __all__ = [
 
 FORMAT = "fastsn.gan checkpoint"
 VERSION = 1
-#: Entries of every checkpoint, and their types.
+#: Entries of every checkpoint, and their types; ``data``, the images' fingerprint, came later.
 ENTRIES: dict[str, type] = {
     "step": int,
     "world_size": int,
@@ -92,7 +93,11 @@ def save_bytes(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Gives ``path`` this content at once or not at all, even if the power fails."""
+    """Gives ``path`` this content at once or not at all, even if the power fails.
+
+    Raises:
+        OSError: the disk is full, and so on; nothing remains, and the error names ``path``.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -101,9 +106,10 @@ def replace_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -157,6 +163,8 @@ def _check(path: Path, state: Any) -> None:
                 f"{path}: expected entry '{name}' of type {wanted.__name__}, "
                 f"got {type(state.get(name)).__name__}"
             )
+    if isinstance(state["step"], bool) or not 0 <= state["step"] < 10**8:
+        raise CheckpointError(f"{path}: expected a number of iterations, got {state['step']}")
 
 
 def prune(folder: Path, keep: int) -> None:

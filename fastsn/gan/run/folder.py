@@ -3,6 +3,7 @@
 ::
 
     RUN/config.yaml         all options
+        data.json           fingerprint of the real images: name, number, shape, hash
         environment.json    versions, device, processor
         events.jsonl        starts, resumes, checkpoints refused, and why the run stopped
         log.jsonl           losses and speed
@@ -21,6 +22,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +34,7 @@ from fastsn.gan.run import checkpoint
 from fastsn.gan.run.checkpoint import CheckpointError
 from fastsn.gan.run.jsonl import JsonLines, read_rows
 
-__all__ = ["RunBusyError", "RunDir", "RunDirError"]
+__all__ = ["RunBusyError", "RunDir", "RunDirError", "environment", "other_data"]
 
 #: The files with rows that belong to steps, and lose those after the step a run goes on from.
 TABLES = ("log.jsonl", "diagnostics.jsonl", "metrics.jsonl")
@@ -65,11 +67,19 @@ class RunDir:
     def samples(self) -> Path:
         return self.path / "samples"
 
-    def check(self, config: Config, *, resume: bool = True) -> None:
+    def check(
+        self, config: Config, data: Mapping[str, Any] | None = None, *, resume: bool = True
+    ) -> None:
         """Raises if ``config`` cannot be trained here; changes nothing.
 
+        Args:
+            config: all options.
+            data: fingerprint of the images (:attr:`.Images.fingerprint`), where it is known.
+            resume: whether a run may be there.
+
         Raises:
-            ConfigError: the run there has other options; the message lists them.
+            ConfigError: the run there has other options, or was trained on other images; the
+                message lists the differences.
             RunDirError: the path is something else, or a run is there and ``resume`` is False.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -77,8 +87,8 @@ class RunDir:
         file = self.path / "config.yaml"
         if not file.exists():
             # A run killed at its very beginning has left these.
-            ours = {"lock", "config.yaml.tmp"}
-            if self.path.is_dir() and {path.name for path in self.path.iterdir()} - ours:
+            found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+            if {name for name in found if name != "lock" and not name.endswith(".tmp")}:
                 raise RunDirError(
                     f"{self.path}: expected an empty folder or a run, got other files"
                 )
@@ -89,14 +99,30 @@ class RunDir:
                 f"{self.path}: expected no run with --resume false, got one: "
                 "choose another folder or remove it"
             )
-        changed = differences(config, read_config(file))
+        theirs = read_config(file)
+        changed = differences(config, theirs)
+        if data is not None:
+            changed += self._other_data(data, theirs, config)
         if changed:
             listed = "\n  ".join(changed)
             raise ConfigError(
-                f"{self.path}: expected the options of the run that is there (its -> yours):\n"
-                f"  {listed}\nchoose another folder, or give the run's own options"
+                f"{self.path}: expected the options and the images of the run that is there (its "
+                f"-> yours):\n  {listed}\nchoose another folder, or give the run's own options"
             )
         self.check_place()
+
+    def _other_data(self, data: Mapping[str, Any], theirs: Config, mine: Config) -> list[str]:
+        """Lines of what differs between the images of the run and these."""
+        file = self.path / "data.json"
+        if not file.exists():  # of an earlier version
+            if theirs.data.root == mine.data.root:
+                return []
+            return [f"data.root: {theirs.data.root!r} -> {mine.data.root!r}"]
+        try:
+            stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunDirError(f"{file}: expected a fingerprint of images, got: {error}") from None
+        return other_data(data, stored)
 
     def check_place(self) -> None:
         """Raises RunDirError if the folder can be neither made nor written; changes nothing."""
@@ -114,17 +140,24 @@ class RunDir:
         except OSError as error:
             raise RunDirError(f"{self.path}: cannot write the run: {error.strerror}") from error
 
-    def begin(self, config: Config, step: int) -> None:
-        """Writes the options, and drops what was written after ``step``."""
+    def begin(self, config: Config, data: Mapping[str, Any], step: int) -> None:
+        """Writes the options and the images' fingerprint, and drops what was written after
+        ``step``."""
         try:
-            _replace(self.path / "config.yaml", config.to_yaml())
-            _replace(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            self._write("data.json", json.dumps(data) + "\n")
+            self._write("config.yaml", config.to_yaml())
+            self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
-            checkpoint.remove_temporary(self.checkpoints)
+            for folder in (self.path, self.checkpoints, self.samples):
+                checkpoint.remove_temporary(folder)
             self._rewind(step)
         except OSError as error:
-            raise RunDirError(f"{self.path}: cannot write the run: {error.strerror}") from error
+            where = error.filename or self.path
+            raise RunDirError(f"{where}: cannot write the run: {error.strerror}") from error
+
+    def _write(self, name: str, text: str) -> None:
+        checkpoint.replace_file(self.path / name, text.encode())
 
     def _acquire(self) -> None:
         lock = open(self.path / "lock", "a+")  # noqa: SIM115 - held as long as the run
@@ -180,11 +213,15 @@ class RunDir:
         """Drops what was written after ``step``: rows and sample grids; puts checkpoints that were
         refused out of the way."""
         for name in TABLES:
-            rows = read_rows(self.path / name)
+            try:
+                rows = read_rows(self.path / name, ("step",))
+            except ValueError as error:
+                raise RunDirError(str(error)) from None
             kept = [row for row in rows if row["step"] <= step]
-            _replace(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
+            self._write(name, "".join(json.dumps(row) + "\n" for row in kept))
         for path in self.samples.glob("step-*.png"):
-            if int(path.stem.removeprefix("step-")) > step:
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
                 path.unlink()
         for later, path in checkpoint.candidates(self.checkpoints):
             if later > step:
@@ -202,13 +239,13 @@ class RunDir:
             events.sync()
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def other_data(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Lines ``data: hash 1f.. -> 2e..`` of the differences of two fingerprints."""
+    return [
+        f"data: {name} {theirs.get(name)!r} -> {mine[name]!r}"
+        for name in mine
+        if mine[name] != theirs.get(name)
+    ]
 
 
 def environment() -> dict[str, Any]:

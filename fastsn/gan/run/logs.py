@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from fastsn.gan.config import ConfigError
 from fastsn.gan.run.folder import TABLES, RunDir
 
-__all__ = ["Log", "memory_in_use", "require_tensorboard"]
+__all__ = ["Log", "memory_in_use", "progress", "require_tensorboard"]
 
 #: Seconds between two lines where there is no terminal.
 QUIET = 15.0
@@ -123,6 +123,28 @@ class Log:
             self._said = now
             shown = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
             self.say(f"step {step}/{self._total}  {shown}  {rate:.1f} it/s")
+
+
+def progress(parts: Iterable[Any], what: str, size: int, total: int) -> Iterator[Any]:
+    """``parts`` of ``size`` things each, with what is done and the time left: a bar on a terminal,
+    elsewhere a line now and then, if it takes long."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(desc=what, total=total, file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+            for part in parts:
+                yield part
+                bar.update(min(size, total - bar.n))
+        return
+    start = said = time.monotonic()
+    for number, part in enumerate(parts, start=1):
+        yield part
+        now, done = time.monotonic(), min(number * size, total)
+        if now - said >= QUIET and done < total:
+            said = now
+            left = (now - start) * (total - done) / done
+            sys.stderr.write(f"{what}: {done:,} of {total:,}, {left:.0f} s left\n")
+            sys.stderr.flush()
 
 
 def _bar(total: int, step: int) -> Any:

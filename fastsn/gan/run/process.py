@@ -14,25 +14,46 @@ import torch
 
 from fastsn.gan.config import SpeedConfig
 
-__all__ = ["settings", "until_sigterm"]
+__all__ = ["Asked", "settings", "until_asked"]
+
+
+#: What asks a run to save and to stop; a second SIGINT ends it at once.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Asked(threading.Event):
+    """Set when a run is asked to stop.
+
+    Attributes:
+        by: ``"SIGTERM"`` and so on; what other programs set has no other name.
+    """
+
+    by = "SIGTERM"
 
 
 @contextlib.contextmanager
-def until_sigterm(asked: threading.Event | None = None) -> Iterator[threading.Event]:
-    """An event, ``asked`` or a new one, that SIGTERM sets instead of ending the process."""
-    asked = threading.Event() if asked is None else asked
+def until_asked(asked: threading.Event | None = None) -> Iterator[threading.Event]:
+    """An event, ``asked`` or a new one, that :data:`SIGNALS` set instead of ending the process."""
+    event = Asked() if asked is None else asked
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
+        yield event  # only the main thread may handle signals
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        asked.set()
+        if number == signal.SIGINT and event.is_set():
+            raise KeyboardInterrupt
+        if not event.is_set():
+            event.by = signal.Signals(number).name  # type: ignore[attr-defined]
+        event.set()
 
-    before = signal.signal(signal.SIGTERM, handle)
+    # What the caller ignores, as nohup does SIGHUP, stays ignored.
+    mine = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in mine}
     try:
-        yield asked
+        yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

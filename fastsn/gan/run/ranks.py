@@ -32,11 +32,26 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """As torchrun says; one process where it says nothing."""
+        """As torchrun says; one process where it says nothing.
+
+        Raises:
+            ConfigError: it says only a part, or no numbers.
+        """
         if "WORLD_SIZE" not in os.environ:
             return cls()
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        return cls(*(int(os.environ[name]) for name in names))
+        found = {}
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            value = os.environ.get(name, "")
+            if not value.isdecimal():
+                raise ConfigError(
+                    f"{name}: expected a number, as torchrun sets with WORLD_SIZE, got "
+                    f"{value or 'none'}: start with torchrun, or unset WORLD_SIZE"
+                )
+            found[name] = int(value)
+        rank, size, local = found.values()
+        if not rank < size:
+            raise ConfigError(f"RANK: expected less than WORLD_SIZE ({size}), got {rank}")
+        return cls(rank, size, local)
 
     @property
     def first(self) -> bool:

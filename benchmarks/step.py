@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from fastsn.gan.bench import Seconds, in_turns, recorded
 from fastsn.gan.config import (
@@ -23,7 +23,6 @@ from fastsn.gan.config import (
     OptimConfig,
     SpeedConfig,
     TrainConfig,
-    Width,
     validate,
 )
 from fastsn.gan.data.sets import Images
@@ -63,7 +62,7 @@ class BenchOptions:
     """
 
     model: ModelName = "mnist"
-    width: Width = 1.0
+    width: PositiveFloat = 1.0
     batch: PositiveInt = 64
     n_dis: PositiveInt = 1
     seconds: Seconds = 10.0

@@ -13,25 +13,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import restricted_number_type
+from jsonargparse.typing import PositiveFloat, restricted_number_type
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fastsn
-from fastsn.gan.config import ConfigError, ModelName, Width
+from fastsn.gan.config import ConfigError, ModelName
 from fastsn.gan.nets.models import build
 from fastsn.gan.run.folder import environment
 from fastsn.gan.run.ranks import choose_device
 
 __all__ = ["BenchOptions", "bench", "in_turns", "measure", "recorded", "table"]
 
-if TYPE_CHECKING:
-    Seconds = float
-else:
-    Seconds = restricted_number_type("Seconds", float, [(">", 0), ("<=", 3600)])
+#: An hour is a typing error.
+Seconds = restricted_number_type("Seconds", float, [(">", 0), ("<=", 3600)])
 
 MODES = ("forward", "forward + backward", "evaluation")
 
@@ -50,8 +48,8 @@ class BenchOptions:
     """
 
     model: ModelName = "cnn32"
-    width: Width = 1.0
-    seconds: Seconds = 0.5
+    width: PositiveFloat = 1.0
+    seconds: Seconds = 0.5  # type: ignore[valid-type]
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: str = "auto"
     out: str | None = None

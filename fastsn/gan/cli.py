@@ -213,7 +213,12 @@ def _source_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--best", type=bool, default=False, help="of a run: its best checkpoint, not its last"
     )
-    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--device",
+        type=Literal["auto", "cpu", "cuda"],
+        default="auto",
+        help="cuda where there is one, or one of them",
+    )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of z")
 
 

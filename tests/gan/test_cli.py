@@ -130,7 +130,7 @@ BAD = [
     ("sample run --rows 9999 --columns 9999", "--n, --rows, --columns: expected at most"),
     ("sample run --n 5", "--n: expected none with --kind grid"),
     ("sample run --kind images --out images2/x", "--out"),
-    ("sample run --kind images --out run", "--out: expected a new or empty folder"),
+    ("sample run --kind images --out=run", "--out: expected a new or empty folder"),
     ("sample run --zoom -1", "zoom"),
     ("sample run --zoom 100000", "zoom"),
     ("sample run --out nowhere/x.png", "--out"),

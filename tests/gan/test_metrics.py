@@ -428,7 +428,7 @@ def test_inception_path_with_random_weights(
         ({"n_real": 400}, "expected n_real to be at most the 100 images"),
         ({"n_fake": 1}, "expected n_fake to be at least 2, got 1"),
         ({"n_real": 1}, "expected n_real to be at least 2, got 1"),
-        ({"n_score": 3}, "expected between 1 and 3 splits, got 5"),
+        ({"n_score": 3}, "expected between 1 and n_score=3 splits, got 5"),
     ],
 )
 def test_too_few_images_are_refused(options: dict[str, int], message: str) -> None:

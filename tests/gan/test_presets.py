@@ -75,7 +75,7 @@ def test_names() -> None:
     for data in ("mnist", "cifar10", "stl10", "celeba", "imagenet"):
         for method in ("none", "sn", "ssn", "bsn", "bssn", "torch", "lecun"):
             assert f"paper/{data}_{method}" in names
-    with pytest.raises(ConfigError, match=r"got 'paper/mnist_sn_h1'; presets: demo, and"):
+    with pytest.raises(ConfigError, match=r"got 'paper/mnist_sn_h1'; presets: demo; paper"):
         load_preset("paper/mnist_sn_h1")
 
 

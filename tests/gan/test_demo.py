@@ -26,7 +26,7 @@ def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     assert "all checks passed" in done.stdout and "goes on at step" in done.stderr
     summary = json.loads((tmp_path / "images" / "demo.json").read_text())
     assert summary["steps"] == 150 and summary["resumed"] == 1
-    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    assert (tmp_path / "run" / "report" / "report.md").is_file()
     for path in (tmp_path / "images").glob("*.png"):
         with Image.open(path) as image:
             image.verify()

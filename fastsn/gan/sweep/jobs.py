@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastsn.gan.config import Config, ConfigError, DataConfig, flatten, validate
 from fastsn.gan.data.sets import load
@@ -19,7 +19,7 @@ from fastsn.gan.run.folder import RunDir, RunDirError
 from fastsn.gan.run.process import until_asked
 from fastsn.gan.run.ranks import Ranks
 from fastsn.gan.sweep.state import SETTLED, State, attempt, failure, state_of
-from fastsn.gan.sweep.table import Table
+from fastsn.gan.sweep.table import Launch, Table
 
 __all__ = ["Job", "distinct", "run_jobs"]
 
@@ -137,14 +137,6 @@ def _fingerprints(configs: Mapping[str, Config], root: Path) -> dict[str, Mappin
                 known[config.data] = load(config.data).fingerprint
             found[name] = known[config.data]
     return found
-
-
-class Launch(Protocol):
-    """Attempts the runs named, and tells the table what became of them."""
-
-    def __call__(
-        self, table: Table, names: Sequence[str], stop: threading.Event, *, show: bool
-    ) -> None: ...
 
 
 def _until_settled(

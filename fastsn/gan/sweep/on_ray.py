@@ -25,9 +25,8 @@ from ray import tune
 
 from fastsn.gan.config import Config, ConfigError, from_dict
 from fastsn.gan.run.process import until_asked
-from fastsn.gan.sweep.jobs import Launch
 from fastsn.gan.sweep.state import State, attempt, state_of
-from fastsn.gan.sweep.table import Table
+from fastsn.gan.sweep.table import Launch, Table
 
 __all__ = ["cluster"]
 

@@ -6,9 +6,10 @@ import csv
 import fcntl
 import io
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastsn.gan.config import Config, flatten
 from fastsn.gan.measure.evaluation import best_value
@@ -17,7 +18,7 @@ from fastsn.gan.run.folder import RunDirError
 from fastsn.gan.run.jsonl import read_rows, to_line
 from fastsn.gan.sweep.state import State
 
-__all__ = ["Table", "varied_options"]
+__all__ = ["Launch", "Table", "varied_options"]
 
 
 class Table:
@@ -108,6 +109,14 @@ class Table:
             protocol = row.get("protocol") and json.dumps(row["protocol"], sort_keys=True)
             writer.writerow({**row, "protocol": protocol})
         replace_file(self.root / "results.csv", text.getvalue().encode())
+
+
+class Launch(Protocol):
+    """Attempts the runs named, and tells the table what became of them."""
+
+    def __call__(
+        self, table: Table, names: Sequence[str], stop: threading.Event, *, show: bool
+    ) -> None: ...
 
 
 def varied_options(configs: Mapping[str, Config]) -> list[str]:

@@ -66,31 +66,14 @@ else:
     Sample = restricted_number_type("Sample", int, [(">=", 2), ("<=", 10**7)])
 
 DataName = Literal[
-    "fashion_mini",
-    "mnist",
-    "fashion_mnist",
-    "cifar10",
-    "stl10",
-    "celeba",
-    "imagenet",
-    "folder",
+    "fashion_mini", "mnist", "fashion_mnist", "cifar10", "stl10", "celeba", "imagenet", "folder",
     "array",
-]
+]  # fmt: skip
 ModelName = Literal["mnist", "cnn32", "cnn48", "cnn64", "resnet32", "resnet64", "resnet128"]
 Method = Literal[
-    "none",
-    "sn",
-    "ssn",
-    "bsn",
-    "bssn",
-    "sn_conv",
-    "same_gamma",
-    "diff_gamma",
-    "bsn_same_gamma",
-    "bsn_diff_gamma",
-    "torch",
-    "lecun",
-]
+    "none", "sn", "ssn", "bsn", "bssn", "sn_conv", "same_gamma", "diff_gamma", "bsn_same_gamma",
+    "bsn_diff_gamma", "torch", "lecun",
+]  # fmt: skip
 #: The methods with a scale, and those that can have another one in each layer.
 SCALED = ("ssn", "bssn", "sn_conv", "lecun")
 SPREADABLE = ("ssn", "bssn", "sn_conv")
@@ -438,59 +421,50 @@ def validate(config: Config) -> Config:
         ConfigError: the first option that is out of range, or that another one excludes.
     """
     config = from_dict(config.to_dict())
-    norm, speed, optim, evals = config.norm, config.speed, config.optim, config.eval
-    for wrong, name, wanted, why in (
-        (
-            norm.scale != 1 and norm.method not in SCALED,
-            "norm.scale",
-            f"1 with norm.method {norm.method!r}, got {norm.scale}",
-            f"the methods with a scale are {', '.join(SCALED)}",
-        ),
-        (
-            norm.spread and norm.method not in SPREADABLE,
-            "norm.spread",
-            f"0 with norm.method {norm.method!r}, got {norm.spread}",
-            f"the methods with a scale for each layer are {', '.join(SPREADABLE)}",
-        ),
-        (
-            config.model.negative_slope is not None and config.model.name.startswith("resnet"),
-            "model.negative_slope",
-            f"none with model.name {config.model.name!r}, got {config.model.negative_slope}",
-            "it has ReLUs alone",
-        ),
-        (
-            speed.cuda_graphs and speed.compile,
-            "speed.cuda_graphs",
-            "false with speed.compile, got both",
-            "",
-        ),
-        (
-            speed.cuda_graphs and optim.decay != "none",
-            "speed.cuda_graphs",
-            f"false with optim.decay {optim.decay!r}, got both",
-            "a graph keeps the learning rate it was captured with",
-        ),
-        (
-            speed.cuda_graphs and config.loss.gradient_penalty,
-            "speed.cuda_graphs",
-            "false with loss.gradient_penalty, got both",
-            "its random points are drawn inside the step",
-        ),
-        (
-            evals.every and evals.extractor == "inception" and not evals.weights,
-            "eval.weights",
-            "a file of Inception weights, got none",
-            "give one, or set eval.extractor to classifier, or eval.every to 0",
-        ),
-        (
-            evals.n_score < evals.splits,
-            "eval.n_score",
-            f"at least eval.splits ({evals.splits}), got {evals.n_score}",
-            "",
-        ),
-    ):
-        if wrong:
-            raise ConfigError(f"{name}: expected {wanted}{': ' if why else ''}{why}")
+    norm, speed, evals, network = config.norm, config.speed, config.eval, config.model
+    decay, slope = config.optim.decay, network.negative_slope
+
+    def check(right: object, name: str, wanted: str, got: object, why: str = "") -> None:
+        if not right:
+            raise ConfigError(f"{name}: expected {wanted}, got {got}{': ' if why else ''}{why}")
+
+    check(
+        norm.scale == 1 or norm.method in SCALED,
+        "norm.scale",
+        f"1 with norm.method {norm.method!r}",
+        norm.scale,
+        f"the methods with a scale are {', '.join(SCALED)}",
+    )
+    check(
+        not norm.spread or norm.method in SPREADABLE,
+        "norm.spread",
+        f"0 with norm.method {norm.method!r}",
+        norm.spread,
+        f"the methods with a scale for each layer are {', '.join(SPREADABLE)}",
+    )
+    check(
+        slope is None or not network.name.startswith("resnet"),
+        "model.negative_slope",
+        f"none with model.name {network.name!r}",
+        slope,
+        "it has ReLUs alone",
+    )
+    if speed.cuda_graphs:
+        off, why = "speed.cuda_graphs", "a graph keeps the learning rate it was captured with"
+        check(not speed.compile, off, "false with speed.compile", "both")
+        check(decay == "none", off, f"false with optim.decay {decay!r}", "both", why)
+        why = "its random points are drawn inside the step"
+        penalty = config.loss.gradient_penalty
+        check(not penalty, off, "false with loss.gradient_penalty", "both", why)
+    check(
+        not evals.every or evals.extractor != "inception" or evals.weights,
+        "eval.weights",
+        "a file of Inception weights",
+        "none",
+        "give one, or set eval.extractor to classifier, or eval.every to 0",
+    )
+    wanted = f"at least eval.splits ({evals.splits})"
+    check(evals.n_score >= evals.splits, "eval.n_score", wanted, evals.n_score)
     return config
 
 

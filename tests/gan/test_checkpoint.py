@@ -18,9 +18,10 @@ from tiny import assert_same_run, events, last_state, run, start, tiny
 
 from fastsn.gan import cli
 from fastsn.gan.loop.training import train
+from fastsn.gan.measure.sampling import save_png
 from fastsn.gan.run import checkpoint
 from fastsn.gan.run.checkpoint import CheckpointError
-from fastsn.gan.run.folder import RunDir
+from fastsn.gan.run.folder import RunDir, RunDirError
 from fastsn.gan.run.jsonl import JsonLines, read_rows
 
 
@@ -126,6 +127,28 @@ def test_a_failed_write_leaves_what_was_there(
         checkpoint.save(path, {**state(), "best": {"value": 1.0}})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_no_remains_and_is_named(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def tables() -> None:
+        RunDir(tmp_path / "run").begin(tiny(), {"name": "noise"}, 0)
+
+    def picture() -> None:
+        save_png(tmp_path / "run" / "a.png", torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+    RunDir(tmp_path / "run").path.mkdir()
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(RunDirError, match=r"run/data\.json: cannot write the run: No space"):
+        tables()
+    with pytest.raises(OSError, match=r"No space left on device: '.*run/a\.png'"):
+        picture()
+    assert not [*(tmp_path / "run").iterdir()]
 
 
 # In a run

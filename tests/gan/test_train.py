@@ -352,7 +352,9 @@ def test_a_log_that_cannot_be_written_stops_the_run(
         return write(handle, content)
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(Stopped, match=r"No space left on device; kept: the checkpoint of step 10"):
+    with pytest.raises(
+        Stopped, match=r"No space left on device: '.*log\.jsonl'; kept: the checkpoint of step 10"
+    ):
         train(tiny(), tmp_path / "run", show=False)
     assert last_state(tmp_path / "run")["step"] == 10
     monkeypatch.undo()

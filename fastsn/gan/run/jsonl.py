@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -26,8 +27,12 @@ class JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         content = to_line(row).encode()
-        if os.write(self._handle, content) != len(content):
-            raise OSError(28, "No space left on device", str(self.path))
+        try:
+            written = os.write(self._handle, content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        if written != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def sync(self) -> None:
         """Returns when all rows are on the disk."""

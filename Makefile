@@ -34,7 +34,7 @@ test-sweep: env $(VENV)/.sweep
 
 demo: env
 	$(PY) -m benchmarks.demo
-	$(PY) -m fastsn.gan.demo
+	$(PY) -m benchmarks.gan
 
 bench: env
 	$(PY) -m pytest benchmarks

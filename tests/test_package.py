@@ -144,11 +144,7 @@ def test_wheel_holds_the_package_and_nothing_else(dist: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastsn").rglob("*.py")}
     assert names >= modules | {"fastsn/_C.abi3.so", "fastsn/_build.json", "fastsn/py.typed"}
     extra = {"fastsn/_C.abi3.so", "fastsn/_build.json", "fastsn/py.typed"}
-    assets = {
-        path
-        for kind in ("assets/*", "presets/*.yaml", "experiments/*.yaml")
-        for path in GAN.glob(kind)
-    }
+    assets = {path for kind in ("assets/*", "presets/*.yaml") for path in GAN.glob(kind)}
     assert {"fashion_mini.png", "classifier.pt", "NOTICE.txt"} <= {path.name for path in assets}
     extra |= {path.relative_to(ROOT).as_posix() for path in assets}
     assert names >= extra

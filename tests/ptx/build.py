@@ -99,7 +99,8 @@ def _place(command: Sequence[str], source: Path, suffix: str) -> Path:
 def _headers(source: Path) -> list[Path]:
     """All that a source may include."""
     csrc = source.parent.parent if source.parent.name == "cuda" else ROOT / "csrc"
-    folders = [csrc] if source.suffix == ".cu" else [csrc, VM]
+    folders = [VM] if source.parent == VM else [csrc]
+    folders += [csrc] if source.name == "door.cpp" else []
     headers = [path for folder in folders for path in folder.rglob("*.*h")]
     return sorted(path for path in headers if path.suffix in (".h", ".cuh"))
 

@@ -129,9 +129,7 @@ def _branch(body: Any, own: Instruction, parts: list[str], operands: list[str]) 
     own.label = body._label(operands[0], body.serials[-1])
 
 
-def _branch_by_index(
-    body: Any, own: Instruction, parts: list[str], operands: list[str]
-) -> None:
+def _branch_by_index(body: Any, own: Instruction, parts: list[str], operands: list[str]) -> None:
     own.name = "brx"
     own.sources = [body.operand(operands[0], 4)]
     own.label = body._label(operands[1], body.serials[-1])

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .bytecode import write
@@ -56,18 +55,27 @@ class Machine:
 
     def load(self, *texts: str) -> None:
         """The PTX to run from now on, in place of what was loaded before."""
-        self._library.ptx_forget_kernels()
+        for name in self._modules:
+            self._library.ptx_forget_kernel(name.encode())
         self._modules.clear()
         self.load_more(*texts)
 
     def load_more(self, *texts: str) -> None:
+        """Beside what was loaded; a kernel of the same name is replaced."""
         for text in texts:
             module = Module(text)
             self._modules.update(dict.fromkeys(module.names, module))
+            for name in module.names:
+                self._library.ptx_forget_kernel(name.encode())
 
     @property
     def names(self) -> list[str]:
         return list(self._modules)
+
+    def lines(self, kernel: str, names: Sequence[str]) -> list[int]:
+        """Lines of the instructions with these names, as ``absent_line`` takes them."""
+        code = self._modules[kernel].kernel(kernel).code
+        return [own.line for own in code if own.name in names]
 
     def _translate(self, kernel: bytes) -> None:
         name = kernel.decode()
@@ -132,12 +140,6 @@ class Machine:
             tensor.data_ptr(), count * size, min(size, 4), int(written), name.encode()
         )
 
-    def add_all(self, **arguments: Any) -> None:
-        for name, argument in arguments.items():
-            for i, tensor in enumerate(argument if isinstance(argument, Sequence) else [argument]):
-                if isinstance(tensor, Tensor):
-                    self.add(tensor, f"{name}[{i}]")
-
     # What it found
 
     def take_reports(self) -> str:
@@ -155,12 +157,6 @@ class Machine:
             if count and tensors[i].numel()
         )
 
-    def check(self, results: Sequence[Tensor]) -> None:
-        """Raises :class:`Found` if there is anything to report."""
-        text = self.take_reports() + self.unwritten(results)
-        if text:
-            raise Found(text)
-
     def take_statistics(self) -> Statistics:
         """Of all launches since the last call."""
         statistics = Statistics.read(json.loads(self._library.ptx_statistics()))
@@ -168,5 +164,29 @@ class Machine:
         return statistics
 
 
-def flat(results: Sequence[Any]) -> list[Tensor]:
-    return [x for own in results for x in ([own] if isinstance(own, torch.Tensor) else own)]
+class BackendMachine(Machine):
+    """A backend's two functions. ``strict``: what is found is raised; else it is kept."""
+
+    def __init__(self, library: Path) -> None:
+        super().__init__(library)
+        self.strict, self._found = True, ""
+
+    def begin(self, **arguments: Any) -> None:
+        """Nothing but a call's arguments is known memory."""
+        self.forget_memory()
+        for name, argument in arguments.items():
+            for i, tensor in enumerate(argument if isinstance(argument, Sequence) else [argument]):
+                if isinstance(tensor, Tensor):
+                    self.add(tensor, f"{name}[{i}]")
+
+    def end(self, results: Any) -> Any:
+        tensors = [t for own in results for t in ([own] if isinstance(own, Tensor) else own)]
+        found = self.take_reports() + self.unwritten(tensors)
+        if found and self.strict:
+            raise Found(found)
+        self._found += found
+        return results
+
+    def take_found(self) -> str:
+        found, self._found = self._found, ""
+        return found

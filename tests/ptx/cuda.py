@@ -31,11 +31,11 @@ class CudaMachine(BackendMachine):
         scale_tensor: Tensor | None, n: int, out_dtype: torch.dtype | None, store: bool = False,
     ) -> Any:  # fmt: skip
         """See fastsn/backends/native.py."""
-        self.begin(weight=weights, u=us, v=vs, scales=scale_tensor)
-        results = torch.ops.fastsn_cuda_ptx.forward(
-            weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor, n, plan.eps,
-            out_dtype, store,
-        )  # fmt: skip
+        with self.call(weight=weights, u=us, v=vs, scales=scale_tensor):
+            results = torch.ops.fastsn_cuda_ptx.forward(
+                weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor, n, plan.eps,
+                out_dtype, store,
+            )  # fmt: skip
         return self.end(results)
 
     def backward(
@@ -43,14 +43,14 @@ class CudaMachine(BackendMachine):
         weights_sn: Sequence[Tensor], sigmas: Tensor, vectors: Tensor, view_stats: Tensor,
         scale_tensor: Tensor | None, grad_dtype: torch.dtype,
     ) -> Any:  # fmt: skip
-        self.begin(
+        with self.call(
             grad=grads, grad_sigmas=grad_sigmas, weight_sn=weights_sn, sigmas=sigmas,
             vectors=vectors, view_stats=view_stats, scales=scale_tensor,
-        )  # fmt: skip
-        results = torch.ops.fastsn_cuda_ptx.backward(
-            grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims, plan.kinds,
-            plan.scales, scale_tensor, grad_dtype,
-        )  # fmt: skip
+        ):  # fmt: skip
+            results = torch.ops.fastsn_cuda_ptx.backward(
+                grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims,
+                plan.kinds, plan.scales, scale_tensor, grad_dtype,
+            )  # fmt: skip
         return self.end(results)
 
 

@@ -101,10 +101,10 @@ class Machine:
             self._errors.append(error.decode())
         self._raise_errors()
 
-    def _raise_errors(self) -> None:
+    def _raise_errors(self, cause: Exception | None = None) -> None:
         if self._errors:
             errors, self._errors = self._errors, []
-            raise RuntimeError("\n".join(errors))
+            raise RuntimeError("\n".join(errors)) from cause
 
     # How it runs
 
@@ -171,13 +171,19 @@ class BackendMachine(Machine):
         super().__init__(library)
         self.strict, self._found = True, ""
 
-    def begin(self, **arguments: Any) -> None:
-        """Nothing but a call's arguments is known memory."""
+    @contextmanager
+    def call(self, **arguments: Any) -> Iterator[None]:
+        """Nothing but its arguments is known memory; what kept a kernel from running is raised."""
         self.forget_memory()
         for name, argument in arguments.items():
             for i, tensor in enumerate(argument if isinstance(argument, Sequence) else [argument]):
                 if isinstance(tensor, Tensor):
                     self.add(tensor, f"{name}[{i}]")
+        try:
+            yield
+        except RuntimeError as error:
+            self._raise_errors(error)
+            raise
 
     def end(self, results: Any) -> Any:
         tensors = [t for own in results for t in ([own] if isinstance(own, Tensor) else own)]

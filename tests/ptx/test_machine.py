@@ -90,6 +90,12 @@ RIGHT = {
     "copy": f"{READ} {WRITE}",
     "exchange": EXCHANGE.replace("BARRIER", "bar.sync 0;"),
     "cp.async": COPY.replace("WAIT", "cp.async.wait_group 0;"),
+    "local memory": f""".local .align 8 .b8 own[8];
+        mov.u64 %rd6, own;
+        st.local.u32 [%rd6+4], %r1;
+        cvta.local.u64 %rd7, %rd6;
+        ld.u32 %r3, [%rd7+4];
+        {WRITE}""",
     "warp barrier": f"""{READ}
         st.shared.u32 [%r8], %r3;
         bar.warp.sync 0xffffffff;
@@ -142,6 +148,8 @@ WRONG = {
         $end:""",
     "shuffle from a lane that does not take part": """setp.lt.u32 %p1, %r1, 1;
         @%p1 shfl.sync.bfly.b32 %r3, %r1, 1, 31, 1;""",
+    "read out of bounds: local": ".local .align 4 .b8 own[8]; ld.local.u32 %r3, [own+8];",
+    "read of what nobody wrote: local": ".local .align 4 .b8 own[8]; ld.local.u32 %r3, [own+4];",
     "trap": "trap;",
 }
 
@@ -295,7 +303,7 @@ def test_what_is_not_supported_is_named(machine: Machine) -> None:
     for body, message in (
         ("sin.approx.f32 %f1, %f2;", "sin.approx.f32"),
         ("bar.sync 1;", "barriers other than"),
-        ("ld.local.u32 %r3, [%r8];", "local and constant memory"),
+        ("ld.const.u32 %r3, [%rd1];", "constant memory"),
         ("mov.u32 %r3, somewhere;", "somewhere"),
     ):
         with pytest.raises(RuntimeError, match=message):

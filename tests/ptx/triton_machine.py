@@ -64,8 +64,8 @@ class TritonMachine(BackendMachine):
         scale_tensor: Tensor | None, *rest: Any,
     ) -> Any:  # fmt: skip
         """See fastsn/backends/triton/launch.py."""
-        self.begin(weight=weights, u=us, v=vs, scales=scale_tensor)
-        with self._launching([*weights, *us, *vs, scale_tensor]):
+        arguments = {"weight": weights, "u": us, "v": vs, "scales": scale_tensor}
+        with self.call(**arguments), self._launching([*weights, *us, *vs, scale_tensor]):
             results = launch.forward(plan, weights, us, vs, scale_tensor, *rest)
         return self.end(results)
 
@@ -74,8 +74,9 @@ class TritonMachine(BackendMachine):
         weights_sn: Sequence[Tensor], *rest: Any,
     ) -> Any:  # fmt: skip
         others = dict(zip(("sigmas", "vectors", "view_stats", "scales"), rest[:4], strict=True))
-        self.begin(grad=grads, grad_sigmas=grad_sigmas, weight_sn=weights_sn, **others)
-        with self._launching([*grads, grad_sigmas, *weights_sn, *rest[:4]]):
+        known = [*grads, grad_sigmas, *weights_sn, *rest[:4]]
+        arguments = {"grad": grads, "grad_sigmas": grad_sigmas, "weight_sn": weights_sn, **others}
+        with self.call(**arguments), self._launching(known):
             results = launch.backward(plan, grads, grad_sigmas, weights_sn, *rest)
         return self.end(results)
 

@@ -168,6 +168,13 @@ def cuda_ptx(csrc: Path = ROOT / "csrc", architecture: int = 90) -> list[Path]:
         return _all(jobs)
 
 
+def cubin(source: Path, architecture: int = 90) -> Path:
+    """Machine code of a source's kernels."""
+    flags = [*ptx_command(architecture)[:-2], f"-arch=sm_{architecture}", "-cubin"]
+    with _only_one():
+        return Job(flags, source, ".cubin").run()
+
+
 def cuda_library() -> Path:
     """The ops of csrc/cuda for CPU tensors, with the machine behind csrc/cuda/launch.h."""
     csrc, compiler = ROOT / "csrc", os.environ.get("CXX", "g++")

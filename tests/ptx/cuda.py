@@ -14,17 +14,23 @@ from fastsn.plan import Plan
 from . import build
 from .machine import BackendMachine
 
+#: What is compiled for most tests: float32 and a 16-bit dtype.
+TYPES = {"_f32": "float", "_bf16": "BFloat16"}
+
 
 class CudaMachine(BackendMachine):
+    """With the kernels for few weights and some dtypes; :meth:`load_all` for the others."""
+
     def __init__(self) -> None:
         library = build.cuda_library()
         torch.ops.load_library(str(library))
         super().__init__(library)
-        self.load_sources()
+        self.load(*(path.read_text() for path in build.some_cuda_ptx(TYPES)))
 
-    def load_sources(self, **source: Any) -> None:
-        """Other kernels than the repository's, or for another architecture."""
-        self.load(*(path.read_text() for path in build.cuda_ptx(**source)))
+    def load_all(self) -> None:
+        """All kernels, where some have been loaded."""
+        if not any(name.endswith("_many") for name in self.names):
+            self.load(*(path.read_text() for path in build.cuda_ptx()))
 
     def forward(
         self, plan: Plan, weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor],

@@ -46,6 +46,7 @@ class Machine:
             ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p
         ]  # fmt: skip
         self._modules: dict[str, Module] = {}
+        self._bytecode: dict[str, str] = {}
         self._errors: list[str] = []
         self._translator = _TRANSLATE(self._translate)
         library.ptx_set_translator(self._translator)
@@ -56,7 +57,7 @@ class Machine:
     def load(self, *texts: str) -> None:
         """The PTX to run from now on, in place of what was loaded before."""
         for name in self._modules:
-            self._library.ptx_forget_kernel(name.encode())
+            self._forget(name)
         self._modules.clear()
         self.load_more(*texts)
 
@@ -66,26 +67,30 @@ class Machine:
             module = Module(text)
             self._modules.update(dict.fromkeys(module.names, module))
             for name in module.names:
-                self._library.ptx_forget_kernel(name.encode())
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._library.ptx_forget_kernel(name.encode())
+        self._bytecode.pop(name, None)
 
     @property
     def names(self) -> list[str]:
         return list(self._modules)
 
-    def lines(self, kernel: str, names: Sequence[str]) -> list[int]:
-        """Lines of the instructions with these names, as ``absent_line`` takes them."""
-        code = self._modules[kernel].kernel(kernel).code
-        return [own.line for own in code if own.name in names]
-
     def _translate(self, kernel: bytes) -> None:
         name = kernel.decode()
         try:
-            text = write(self._modules[name].kernel(name))
-            error = self._library.ptx_define(text.encode()).decode()
+            self.redefine(name)
         except Exception as exception:  # it cannot pass through the machine
-            error = f"{type(exception).__name__}: {exception}"
+            self._errors.append(f"{type(exception).__name__}: {exception}")
+
+    def redefine(self, name: str) -> None:
+        """Makes a kernel anew, with the options as they are."""
+        if name not in self._bytecode:
+            self._bytecode[name] = write(self._modules[name].kernel(name))
+        error = self._library.ptx_define(self._bytecode[name].encode()).decode()
         if error:
-            self._errors.append(error)
+            raise RuntimeError(error)
 
     def launch(
         self, kernel: str, blocks: int, threads: int, shared_bytes: int, *parameters: Any

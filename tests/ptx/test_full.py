@@ -38,6 +38,7 @@ def coverage() -> Coverage:
 
 @pytest.fixture(autouse=True)
 def _cover(cuda: CudaMachine, coverage: Coverage) -> Iterator[None]:
+    cuda.load_all()
     yield
     coverage.add(cuda.take_statistics())
 

@@ -77,7 +77,7 @@ def test_atomic_or_barrier_that_is_left_out_is_missed(triton: TritonMachine) -> 
     """Negative controls: of the kernel that has counters, without one instruction at a time."""
     call = one_weight((24, 20, 3, 3), BSN)
     call.forward(triton)
-    name, text = triton.compiled("multiply_cols")
+    name = triton.compiled("multiply_cols")
     ran = [row for row in triton.take_statistics().rows[name] if row.issued]
     atomics = [row.line for row in ran if row.name.startswith("atom")]
     barriers = [row.line for row in ran if row.name == "bar.sync"]
@@ -86,13 +86,13 @@ def test_atomic_or_barrier_that_is_left_out_is_missed(triton: TritonMachine) -> 
     try:
         for line in [*atomics, *barriers]:
             with triton.options(absent_line=line, order=RANDOM, quantum=20):
-                triton.load_more(text)
+                triton.redefine(name)
                 call.forward(triton)
             if triton.take_found():
                 missed.append(line)
     finally:
         triton.strict = True
-        triton.load_more(text)
+        triton.redefine(name)
     assert len(atomics) == 3 and set(atomics) <= set(missed)
     # the compiler puts a barrier wherever shared memory is used again, needed or not
     assert len(set(missed) & set(barriers)) > len(barriers) / 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastsn.backends import reference
 from fastsn.plan import BSN, SN
@@ -15,7 +16,7 @@ from fastsn.plan import BSN, SN
 from . import build
 from .cuda import TYPES, CudaMachine
 from .machine import RANDOM
-from .workloads import one_weight
+from .workloads import Call, one_weight
 
 pytestmark = pytest.mark.ptx
 
@@ -40,7 +41,7 @@ BREAKS = {
         "finish.cuh", "for (; e + kCount <= end; e +=", "for (; e <= end; e +=", "out of bounds",
     ),
     "a number too few": (
-        "finish.cuh", "for (int64_t k = e; k < stop; ++k)", "for (int64_t k = e; k + 1 < stop; ++k)",
+        "finish.cuh", "(int64_t k = e; k < stop; ++k)", "(int64_t k = e; k + 1 < stop; ++k)",
         "unwritten",
     ),
     "a vector's entry too many": (
@@ -70,24 +71,32 @@ def run(cuda: CudaMachine) -> tuple[str, float]:
     for shape, kind in CALLS:
         torch.manual_seed(0)
         call = one_weight(shape, kind)
-        memory = [torch.empty(x.numel() + 1)[1:] for x in (*call.weights, *call.grads)]
-        given = [m.view(x.shape).copy_(x) for m, x in zip(memory, call.weights + call.grads)]
-        for own in (call, call._replace(weights=given[:1], grads=given[1:])):
+        for own in (call, _one_element_late(call)):
             with cuda.options(order=RANDOM, quantum=40):
                 results = own.forward(cuda)
-                back = own.backward(cuda, results)
-            wide = [[x.double() for x in tensors] for tensors in own[1:5]]
-            expected = reference.forward(own.plan, *wide[:3], None, 1, None)
-            saved = [results[0][0].double()[None], *(x.double() for x in results[1:])]
-            want = reference.backward(
-                own.plan, wide[3], None, [saved[0][0]], *saved[1:], None, torch.float64
-            )
-            pairs = [(results[0][0], expected[0][0]), (results[2], expected[2])]
-            pairs.append((back[0][0], want[0][0]))
-            for got, right in pairs:
+                gradients = own.backward(cuda, results)
+            weights, us, vs, grads = ([x.double() for x in tensors] for tensors in own[1:])
+            expected = reference.forward(own.plan, weights, us, vs, None, 1, None)
+            saved = [[x.double() for x in results[0]], *(x.double() for x in results[1:])]
+            wanted = reference.backward(own.plan, grads, None, *saved, None, torch.float64)
+            for got, right in (
+                (results[0][0], expected[0][0]), (results[2], expected[2]),
+                (gradients[0][0], wanted[0][0]),
+            ):  # fmt: skip
                 error = (got.double() - right).norm() / right.norm()
                 worst = max(worst, float(error.nan_to_num(1e9)))
     return cuda.take_found(), worst
+
+
+def _one_element_late(call: Call) -> Call:
+    """The same numbers in memory without alignment."""
+
+    def late(x: Tensor) -> Tensor:
+        return torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+    return call._replace(
+        weights=[late(weight) for weight in call.weights], grads=[late(g) for g in call.grads]
+    )
 
 
 def test_nothing_is_found_in_the_kernels_as_they_are(repaired: CudaMachine) -> None:

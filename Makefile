@@ -10,19 +10,24 @@ CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-endurance test-sweep demo bench lint format wheel clean FORCE
+.PHONY: help env test test-ptx test-endurance test-sweep demo bench lint format wheel clean FORCE
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
 	@echo "make demo     what fastsn gains, and a GAN      make format  apply the style"
 	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
 	@echo "make env      only set up .venv and build       make clean   remove all of that"
+	@echo "make test-ptx   the compiled GPU kernels on tests/ptx, all dtypes, layouts and orders"
 	@echo "make test-endurance   the training runs that are killed and resumed many times"
 	@echo "make test-sweep       sweeps over Ray, killed and restarted; installs Ray"
 
 # Files of tests are shared out to WORKERS processes, whose threads sleep while they wait.
 test: env
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not endurance and not sweep"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not endurance and not ptx and not sweep"
+
+# All of the compiled GPU kernels, CUDA's and Triton's, on the machine of tests/ptx; needs nvcc.
+test-ptx: env
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile tests/ptx
 
 # Training runs killed and resumed many times, on one rank and on two.
 test-endurance: env

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -86,33 +87,26 @@ def _only_one() -> Iterator[None]:
         yield
 
 
-def _place(command: Sequence[str], source: Path, suffix: str) -> Path:
-    """Where the result of a command lies that reads a file and headers."""
-    digest = hashlib.sha256()
-    for part in (*command, _version(command[0])):
-        digest.update(part.replace(str(ROOT), "").encode() + b"\0")
-    for file in [source, *_headers(source)]:
-        digest.update(file.read_bytes() + b"\0")
-    return BUILD / f"{source.stem}-{digest.hexdigest()[:16]}{suffix}"
-
-
-def _headers(source: Path) -> list[Path]:
-    """All that a source may include."""
-    csrc = source.parent.parent if source.parent.name == "cuda" else ROOT / "csrc"
-    folders = [csrc] if source.suffix == ".cu" else [csrc, VM]
-    headers = [path for folder in folders for path in folder.rglob("*.*h")]
-    return sorted(path for path in headers if path.suffix in (".h", ".cuh"))
+def _headers(folders: Sequence[Path]) -> list[Path]:
+    paths = [path for folder in folders for path in folder.rglob("*.*h")]
+    return sorted(path for path in paths if path.suffix in (".h", ".cuh"))
 
 
 class Job(NamedTuple):
-    """Makes a file out of a source, with ``command`` and what says where the file goes."""
+    """Makes a file out of a source and what it may include, all headers in some folders."""
 
     command: list[str]
     source: Path
-    suffix: str = ".o"
+    suffix: str
+    folders: list[Path]
 
     def run(self) -> Path:
-        result = _place(self.command, self.source, self.suffix)
+        digest = hashlib.sha256()
+        for part in (*self.command, _version(self.command[0])):
+            digest.update(part.replace(str(ROOT), "").encode() + b"\0")
+        for file in [self.source, *_headers(self.folders)]:
+            digest.update(file.read_bytes() + b"\0")
+        result = BUILD / f"{self.source.stem}-{digest.hexdigest()[:16]}{self.suffix}"
         if not result.exists():
             unfinished = result.with_suffix(f".unfinished{self.suffix}")
             _run([*self.command, str(self.source), "-o", str(unfinished)])
@@ -142,7 +136,7 @@ def _core() -> list[Job]:
     flags = [*COMMON, "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     compiler = os.environ.get("CXX", "g++")
     flags += ["-fno-gnu-unique", *_processor_flags()]
-    return [Job([compiler, *flags, "-c"], VM / f"{name}.cpp") for name in CORE]
+    return [Job([compiler, *flags, "-c"], VM / f"{name}.cpp", ".o", [VM]) for name in CORE]
 
 
 def machine() -> Path:
@@ -162,9 +156,41 @@ def cuda_sources(csrc: Path) -> list[Path]:
 
 def cuda_ptx(csrc: Path = ROOT / "csrc", architecture: int = 90) -> list[Path]:
     """The PTX of all kernels."""
-    jobs = [Job(ptx_command(architecture), source, ".ptx") for source in cuda_sources(csrc)]
+    jobs = [Job(ptx_command(architecture), source, ".ptx", [csrc]) for source in cuda_sources(csrc)]
     with _only_one():
         return _all(jobs)
+
+
+def some_cuda_ptx(types: dict[str, str], csrc: Path = ROOT / "csrc") -> list[Path]:
+    """The PTX of the kernels for few weights and some dtypes: names in C++ by suffix.
+
+    A fourth of all and less, which nvcc compiles in as much less time.
+    """
+    some = r"\n".join(
+        rf"FASTSN_KERNEL(\1, {name}, {suffix}, \2, _few, kFewProblems, \3"
+        for suffix, name in types.items()
+    )
+    jobs = []
+    with _only_one():
+        for source in cuda_sources(csrc):
+            text = source.read_text()
+            lines = re.findall(r"FASTSN_KERNELS\((\w+), (\w+), (.*)", text)
+            if not lines:
+                continue
+            text = re.sub(r"FASTSN_KERNELS\((\w+), (\w+), (.*)", some, text)
+            digest = hashlib.sha256(f"{csrc} {text}".encode()).hexdigest()[:8]
+            own = BUILD / f"{source.stem}-some-{digest}.cu"
+            own.write_text(text)
+            include = f"-I{csrc / 'cuda'}"
+            jobs.append(Job([*ptx_command(90), include], own, ".ptx", [csrc]))
+        return _all(jobs)
+
+
+def cubin(source: Path, architecture: int = 90) -> Path:
+    """Machine code of a source's kernels."""
+    flags = [*ptx_command(architecture)[:-2], f"-arch=sm_{architecture}", "-cubin"]
+    with _only_one():
+        return Job(flags, source, ".cubin", [source.parent.parent]).run()
 
 
 def cuda_library() -> Path:
@@ -174,7 +200,7 @@ def cuda_library() -> Path:
     # a namespace of their own, because the host shim's ops may be loaded beside these
     command = [compiler, *flags, "-Dfastsn_cuda_host=fastsn_cuda_ptx", f"-I{csrc}", "-c"]
     sources = [VM / "door.cpp", *sorted((csrc / "cuda").glob("*.cpp"))]
-    jobs = [*_core(), *(Job(command, source) for source in sources)]
+    jobs = [*_core(), *(Job(command, source, ".o", [VM, csrc]) for source in sources)]
     wrap = "-Wl,--wrap=aoti_torch_empty_strided"
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     with _only_one():

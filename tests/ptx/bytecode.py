@@ -143,7 +143,7 @@ def write(kernel: Kernel) -> str:
         lines.append(" ".join(map(str, fields)))
     parameters = list(kernel.parameters.values())
     shared = -(-kernel.shared_bytes // 16) * 16
-    head = [kernel.name, size, shared, _granule_shift(kernel)]
+    head = [kernel.name, size, shared, kernel.local_bytes, _granule_shift(kernel)]
     head += [len(parameters), len(constants), len(branches), len(lines)]
     return "\n".join([
         " ".join(map(str, head)),

@@ -41,6 +41,7 @@ class Totals:
     turns: int = 0  # of the banks of shared memory
     turns_least: int = 0
     atomics: int = 0
+    local: int = 0  # accesses of threads to memory of their own, which registers should hold
 
     @staticmethod
     def of(rows: Iterable[Row]) -> Totals:
@@ -53,6 +54,8 @@ class Totals:
             if in_shared:
                 own.turns += row.sectors
                 own.turns_least += row.least
+            elif row.space == SPACES["local"]:
+                own.local += row.lanes
             elif head in ("ld", "cp"):
                 own.loaded += SECTOR * row.sectors
                 own.loads_least += row.least

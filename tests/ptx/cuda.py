@@ -1,56 +1,63 @@
-"""The ops of csrc/cuda on CPU tensors, their kernels run by the machine."""
+"""The CUDA backend on CPU tensors: csrc/cuda, its kernels run by the machine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from fastsn.plan import Plan
 
 from . import build
-from .machine import Machine, flat
+from .machine import BackendMachine
+
+#: What is compiled for most tests: float32 and a 16-bit dtype.
+TYPES = {"_f32": "float", "_bf16": "BFloat16"}
 
 
-class CudaMachine(Machine):
-    """``strict``: whatever is found is raised; else it is left for ``found``."""
+class CudaMachine(BackendMachine):
+    """With the kernels for few weights and some dtypes; :meth:`load_all` for the others."""
 
     def __init__(self) -> None:
         library = build.cuda_library()
         torch.ops.load_library(str(library))
         super().__init__(library)
-        self.load_sources()
-        self.strict, self.found = True, ""
+        self.load(*(path.read_text() for path in build.some_cuda_ptx(TYPES)))
 
-    def load_sources(self, **source: Any) -> None:
-        """Other kernels than the repository's, or for another architecture."""
-        self.load(*(path.read_text() for path in build.cuda_ptx(**source)))
+    def load_all(self) -> None:
+        """All kernels, where some have been loaded."""
+        if not any(name.endswith("_many") for name in self.names):
+            self.load(*(path.read_text() for path in build.cuda_ptx()))
 
-    def forward(self, *args: Any) -> Any:
-        """The op; ``store_vectors`` may be left out."""
-        args = (*args[:10], *(args[10:] or (False,)))
-        self.forget_memory()
-        self.add_all(weight=args[0], u=args[1], v=args[2], scales=args[6])
-        results = torch.ops.fastsn_cuda_ptx.forward(*args)
-        self._look_at(results)
-        return results
+    def forward(
+        self, plan: Plan, weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor],
+        scale_tensor: Tensor | None, n: int, out_dtype: torch.dtype | None, store: bool = False,
+    ) -> Any:  # fmt: skip
+        """See fastsn/backends/native.py."""
+        with self.call(weight=weights, u=us, v=vs, scales=scale_tensor):
+            results = torch.ops.fastsn_cuda_ptx.forward(
+                weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor, n, plan.eps,
+                out_dtype, store,
+            )  # fmt: skip
+        return self.end(results)
 
-    def backward(self, *args: Any) -> Any:
-        names = ("grad", "grad_sigmas", "weight_sn", "sigmas", "vectors", "view_stats")
-        self.forget_memory()
-        self.add_all(**dict(zip(names, args, strict=False)), scales=args[9])
-        results = torch.ops.fastsn_cuda_ptx.backward(*args)
-        self._look_at(results)
-        return results
-
-    def _look_at(self, results: Any) -> None:
-        if self.strict:
-            self.check(flat(results))
-        else:
-            self.found += self.take_reports() + self.unwritten(flat(results))
-
-    def take_found(self) -> str:
-        found, self.found = self.found, ""
-        return found
+    def backward(
+        self, plan: Plan, grads: Sequence[Tensor], grad_sigmas: Tensor | None,
+        weights_sn: Sequence[Tensor], sigmas: Tensor, vectors: Tensor, view_stats: Tensor,
+        scale_tensor: Tensor | None, grad_dtype: torch.dtype,
+    ) -> Any:  # fmt: skip
+        with self.call(
+            grad=grads, grad_sigmas=grad_sigmas, weight_sn=weights_sn, sigmas=sigmas,
+            vectors=vectors, view_stats=view_stats, scales=scale_tensor,
+        ):  # fmt: skip
+            results = torch.ops.fastsn_cuda_ptx.backward(
+                grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims,
+                plan.kinds, plan.scales, scale_tensor, grad_dtype,
+            )  # fmt: skip
+        return self.end(results)
 
 
 @cache

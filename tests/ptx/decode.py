@@ -27,8 +27,8 @@ def _reference(body: Any, own: Instruction, text: str) -> None:
 def _set_access(own: Instruction, parts: list[str], bytes: int) -> None:
     access = own.access
     access.space = next((SPACES[part] for part in parts if part in SPACES), SPACES["generic"])
-    if "local" in parts or "const" in parts:
-        raise ValueError("local and constant memory")
+    if "const" in parts:
+        raise ValueError("constant memory")
     access.bytes = access.register_bytes = bytes
     access.acquire = "acquire" in parts or "acq_rel" in parts
     access.release = "release" in parts or "acq_rel" in parts

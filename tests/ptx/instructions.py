@@ -19,8 +19,9 @@ SPECIAL = [
     *(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"),
     *("%laneid", "%warpid"),
 ]  # fmt: skip
-SPACES = {"global": 0, "shared": 1, "param": 2, "generic": 3}
-SHARED_BASE, PARAMETER_BASE = 1024, 0x5000_0000_0000_0000  # as in vm/launch.h
+SPACES = {"global": 0, "shared": 1, "param": 2, "generic": 3, "local": 4}
+SHARED_BASE = 1024  # these as in vm/launch.h
+PARAMETER_BASE, LOCAL_BASE = 0x5000_0000_0000_0000, 0x6000_0000_0000_0000
 ALL = (1 << 64) - 1
 
 
@@ -77,6 +78,8 @@ class Kernel:
     widths: dict[str, int] = field(default_factory=dict)  # of registers
     shared: dict[str, int] = field(default_factory=dict)  # offsets of static shared memory
     shared_bytes: int = 0
+    local: str = ""  # the name of each thread's own memory
+    local_bytes: int = 0
 
     def branches(self, own: Instruction) -> list[int]:
         """Where a branch may lead."""

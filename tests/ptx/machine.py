@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .bytecode import write
@@ -47,6 +46,7 @@ class Machine:
             ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p
         ]  # fmt: skip
         self._modules: dict[str, Module] = {}
+        self._bytecode: dict[str, str] = {}
         self._errors: list[str] = []
         self._translator = _TRANSLATE(self._translate)
         library.ptx_set_translator(self._translator)
@@ -56,14 +56,22 @@ class Machine:
 
     def load(self, *texts: str) -> None:
         """The PTX to run from now on, in place of what was loaded before."""
-        self._library.ptx_forget_kernels()
+        for name in self._modules:
+            self._forget(name)
         self._modules.clear()
         self.load_more(*texts)
 
     def load_more(self, *texts: str) -> None:
+        """Beside what was loaded; a kernel of the same name is replaced."""
         for text in texts:
             module = Module(text)
             self._modules.update(dict.fromkeys(module.names, module))
+            for name in module.names:
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._library.ptx_forget_kernel(name.encode())
+        self._bytecode.pop(name, None)
 
     @property
     def names(self) -> list[str]:
@@ -72,12 +80,17 @@ class Machine:
     def _translate(self, kernel: bytes) -> None:
         name = kernel.decode()
         try:
-            text = write(self._modules[name].kernel(name))
-            error = self._library.ptx_define(text.encode()).decode()
+            self.redefine(name)
         except Exception as exception:  # it cannot pass through the machine
-            error = f"{type(exception).__name__}: {exception}"
+            self._errors.append(f"{type(exception).__name__}: {exception}")
+
+    def redefine(self, name: str) -> None:
+        """Makes a kernel anew, with the options as they are."""
+        if name not in self._bytecode:
+            self._bytecode[name] = write(self._modules[name].kernel(name))
+        error = self._library.ptx_define(self._bytecode[name].encode()).decode()
         if error:
-            self._errors.append(error)
+            raise RuntimeError(error)
 
     def launch(
         self, kernel: str, blocks: int, threads: int, shared_bytes: int, *parameters: Any
@@ -93,10 +106,10 @@ class Machine:
             self._errors.append(error.decode())
         self._raise_errors()
 
-    def _raise_errors(self) -> None:
+    def _raise_errors(self, cause: Exception | None = None) -> None:
         if self._errors:
             errors, self._errors = self._errors, []
-            raise RuntimeError("\n".join(errors))
+            raise RuntimeError("\n".join(errors)) from cause
 
     # How it runs
 
@@ -132,12 +145,6 @@ class Machine:
             tensor.data_ptr(), count * size, min(size, 4), int(written), name.encode()
         )
 
-    def add_all(self, **arguments: Any) -> None:
-        for name, argument in arguments.items():
-            for i, tensor in enumerate(argument if isinstance(argument, Sequence) else [argument]):
-                if isinstance(tensor, Tensor):
-                    self.add(tensor, f"{name}[{i}]")
-
     # What it found
 
     def take_reports(self) -> str:
@@ -155,12 +162,6 @@ class Machine:
             if count and tensors[i].numel()
         )
 
-    def check(self, results: Sequence[Tensor]) -> None:
-        """Raises :class:`Found` if there is anything to report."""
-        text = self.take_reports() + self.unwritten(results)
-        if text:
-            raise Found(text)
-
     def take_statistics(self) -> Statistics:
         """Of all launches since the last call."""
         statistics = Statistics.read(json.loads(self._library.ptx_statistics()))
@@ -168,5 +169,35 @@ class Machine:
         return statistics
 
 
-def flat(results: Sequence[Any]) -> list[Tensor]:
-    return [x for own in results for x in ([own] if isinstance(own, torch.Tensor) else own)]
+class BackendMachine(Machine):
+    """A backend's two functions. ``strict``: what is found is raised; else it is kept."""
+
+    def __init__(self, library: Path) -> None:
+        super().__init__(library)
+        self.strict, self._found = True, ""
+
+    @contextmanager
+    def call(self, **arguments: Any) -> Iterator[None]:
+        """Nothing but its arguments is known memory; what kept a kernel from running is raised."""
+        self.forget_memory()
+        for name, argument in arguments.items():
+            for i, tensor in enumerate(argument if isinstance(argument, Sequence) else [argument]):
+                if isinstance(tensor, Tensor):
+                    self.add(tensor, f"{name}[{i}]")
+        try:
+            yield
+        except RuntimeError as error:
+            self._raise_errors(error)
+            raise
+
+    def end(self, results: Any) -> Any:
+        tensors = [t for own in results for t in ([own] if isinstance(own, Tensor) else own)]
+        found = self.take_reports() + self.unwritten(tensors)
+        if found and self.strict:
+            raise Found(found)
+        self._found += found
+        return results
+
+    def take_found(self) -> str:
+        found, self._found = self._found, ""
+        return found

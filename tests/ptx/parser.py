@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from .decode import DECODERS, decode_plain
 from .instructions import (
+    LOCAL_BASE,
     PARAMETER_BASE,
     SHARED_BASE,
     SPECIAL,
@@ -21,9 +22,12 @@ from .instructions import (
 )
 
 _TOKEN = re.compile(
-    r"\s*(?://[^\n]*|(?P<open>\{)|(?P<close>\})|\.loc(?P<loc>[^\n]*)|(?P<label>[$\w]+):(?!:)"
+    r"\s*(?://[^\n]*|(?P<open>\{)|(?P<close>\})|\.loc(?P<loc>\s[^\n]*)|(?P<label>[$\w]+):(?!:)"
     r"|(?P<statement>[^;{}][^;]*);|;)"
 )
+
+
+_LOCAL = re.compile(r"\.local \.align \d+ \.b8 ([\w$]+)\[(\d+)\]")
 
 
 class Module:
@@ -136,6 +140,8 @@ class _Body:
             kernel.shared[match[3]] = -(-kernel.shared_bytes // alignment) * alignment
             size = WIDTHS[match[2]] * int(match[4] or 1)
             kernel.shared_bytes = kernel.shared[match[3]] + size
+        elif match := _LOCAL.match(statement):
+            self.kernel.local, self.kernel.local_bytes = match[1], int(match[2])
         elif not statement.startswith(".pragma"):
             raise ValueError(f"{self.kernel.name}: not supported: {statement}")
 
@@ -183,6 +189,8 @@ class _Body:
             return PARAMETER_BASE + kernel.parameters[name].offset
         if name in kernel.shared:
             return SHARED_BASE + kernel.shared[name]
+        if name == kernel.local:
+            return LOCAL_BASE
         if name in self.module.dynamic_shared:
             return SHARED_BASE + -(-kernel.shared_bytes // 16) * 16
         raise ValueError(f"{kernel.name}: not supported: {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastsn.backends.triton import launch as triton_backend
-from fastsn.backends.triton import tables as triton_tables
+from fastsn.backends.triton import launch, tables
+from fastsn.plan import Plan
 
 from . import build
-from .machine import Machine, flat
+from .machine import BackendMachine, Machine
 
 _POINTERS = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16",
@@ -53,52 +53,53 @@ class _Allocations(TorchDispatchMode):
         return result
 
 
-class TritonMachine(Machine):
-    """The two functions of the backend. ``strict`` as for :class:`ptx.cuda.CudaMachine`."""
-
+class TritonMachine(BackendMachine):
     def __init__(self, target: int = 90) -> None:
         super().__init__(build.machine())
         self._target = GPUTarget("cuda", target, 32)
         self._compiled: dict[Any, _Compiled] = {}
-        self.strict, self.found = True, ""
 
-    def forward(self, *args: Any) -> Any:
-        names = ("weight", "u", "v", "dims", "kinds", "scale", "scale_tensor")
-        return self._run(triton_backend.forward, names, args)
+    def forward(
+        self, plan: Plan, weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor],
+        scale_tensor: Tensor | None, *rest: Any,
+    ) -> Any:  # fmt: skip
+        """See fastsn/backends/triton/launch.py."""
+        arguments = {"weight": weights, "u": us, "v": vs, "scales": scale_tensor}
+        with self.call(**arguments), self._launching([*weights, *us, *vs, scale_tensor]):
+            results = launch.forward(plan, weights, us, vs, scale_tensor, *rest)
+        return self.end(results)
 
-    def backward(self, *args: Any) -> Any:
-        names = ("grad", "grad_sigmas", "weight_sn", "sigmas", "vectors", "view_stats", "dims",
-                 "kinds", "scale", "scale_tensor")  # fmt: skip
-        return self._run(triton_backend.backward, names, args)
+    def backward(
+        self, plan: Plan, grads: Sequence[Tensor], grad_sigmas: Tensor | None,
+        weights_sn: Sequence[Tensor], *rest: Any,
+    ) -> Any:  # fmt: skip
+        others = dict(zip(("sigmas", "vectors", "view_stats", "scales"), rest[:4], strict=True))
+        known = [*grads, grad_sigmas, *weights_sn, *rest[:4]]
+        arguments = {"grad": grads, "grad_sigmas": grad_sigmas, "weight_sn": weights_sn, **others}
+        with self.call(**arguments), self._launching(known):
+            results = launch.backward(plan, grads, grad_sigmas, weights_sn, *rest)
+        return self.end(results)
 
-    def _run(self, function: Any, names: tuple[str, ...], args: tuple[Any, ...]) -> Any:
-        self.forget_memory()
-        named = dict(zip(names, args, strict=False))
-        self.add_all(**named)
-        with self._launching({tensor.data_ptr() for tensor in _tensors(args)}):
-            results = function(*args)
-        if self.strict:
-            self.check(flat(results))
-        else:
-            self.found += self.take_reports() + self.unwritten(flat(results))
-        return results
+    def compiled(self, kernel: str) -> str:
+        """The name of a kernel that ran, in its last form."""
+        return [own.name for own in self._compiled.values() if own.name.startswith(kernel)][-1]
 
     @contextmanager
-    def _launching(self, known: set[int]) -> Iterator[None]:
+    def _launching(self, given: Sequence[Tensor | None]) -> Iterator[None]:
         """Launches come here, and tables of arguments are made anew: addresses repeat."""
-        allocations, launch = _Allocations(self), triton_backend._launch
-        allocations.known |= known
-        plans, triton_tables._plans = triton_tables._plans, {}
+        allocations, launch_there = _Allocations(self), launch._launch
+        allocations.known |= {tensor.data_ptr() for tensor in given if tensor is not None}
+        plans, tables._plans = tables._plans, {}
 
         def launch_here(kernel: Any, programs: int, accumulate: torch.dtype, *args: Any) -> None:
             self._launch(allocations.known, kernel, programs, accumulate, *args)
 
-        triton_backend._launch = launch_here
+        launch._launch = launch_here
         try:
             with allocations, self.options(equal_writes=1):
                 yield
         finally:
-            triton_backend._launch, triton_tables._plans = launch, plans
+            launch._launch, tables._plans = launch_there, plans
 
     def _launch(
         self, known: set[int], kernel: Any, programs: int, accumulate: torch.dtype, *args: Any
@@ -125,7 +126,7 @@ class TritonMachine(Machine):
                     attributes[(i,)] = [["tt.divisibility", 16]]
             else:
                 signature[name], constants[(i,)] = "constexpr", value
-        options = triton_backend.options(kernel.fn.__name__, accumulate)
+        options = launch.options(kernel.fn.__name__, accumulate)
         key = (kernel.fn.__name__, str(signature), str(constants), str(attributes), str(options))
         if key not in self._compiled:
             source = ASTSource(kernel, signature, constants, attributes)
@@ -139,10 +140,3 @@ class TritonMachine(Machine):
                 name, pointers, metadata.shared, 32 * metadata.num_warps
             )
         return self._compiled[key]
-
-
-def _tensors(args: Any) -> Iterator[Tensor]:
-    for argument in args:
-        for value in argument if isinstance(argument, (list, tuple)) else [argument]:
-            if isinstance(value, Tensor):
-                yield value

@@ -8,53 +8,60 @@ import torch
 from torch import Tensor
 
 from benchmarks.workloads import make_case
-from fastsn.plan import BSN, SN
+from fastsn.plan import BSN, SN, Plan, plan_of
+
+from .machine import BackendMachine
+
+EPS = 1e-12
 
 
 class Call(NamedTuple):
-    """Arguments of forward up to ``scales``, and gradients for backward."""
+    """Weights with vectors, and gradients of the normalized weights."""
 
+    plan: Plan
     weights: list[Tensor]
     us: list[Tensor]
     vs: list[Tensor]
-    dims: list[int]
-    kinds: list[int]
-    scales: list[float]
     grads: list[Tensor]
 
     @property
     def elements(self) -> int:
         return sum(weight.numel() for weight in self.weights)
 
+    def forward(self, machine: BackendMachine, n: int = 1) -> Any:
+        return machine.forward(self.plan, self.weights, self.us, self.vs, None, n, None)
 
-def workload(
-    name: str, kind: int, dtype: torch.dtype = torch.float32, *, small: bool = False
-) -> Call:
-    """A network of benchmarks/workloads.py; SN, or BSN where there are two unfoldings."""
-    case = make_case(name, small=small)
-    weights = [weight.clone().to(dtype) for weight in case.weights]
-    kinds = [BSN if kind == BSN and weight.ndim > 2 else SN for weight in weights]
+    def backward(self, machine: BackendMachine, results: Any) -> Any:
+        dtype = self.weights[0].dtype
+        return machine.backward(self.plan, self.grads, None, *results, None, dtype)
+
+
+def call_of(weights: list[Tensor], kinds: list[int], vectors: Any, grads: list[Tensor]) -> Call:
+    """``vectors``: pairs of every unfolding, of which SN takes the first."""
+    shapes, k = tuple(tuple(weight.shape) for weight in weights), len(weights)
+    plan = plan_of(shapes, (0,) * k, tuple(kinds), (1.0,) * k, EPS)
+    dtype = weights[0].dtype
     pairs = [
         pair
-        for own, kind in zip(case.vectors, kinds, strict=True)
+        for own, kind in zip(vectors, kinds, strict=True)
         for pair in own[: 2 if kind == BSN else 1]
     ]
-    return Call(
-        weights,
-        [u.clone().to(dtype) for u, _ in pairs],
-        [v.clone().to(dtype) for _, v in pairs],
-        [0] * len(weights),
-        kinds,
-        [1.0] * len(weights),
-        [grad.clone().to(dtype) for grad in case.grads],
-    )
+    us, vs = ([pair[k].clone().to(dtype) for pair in pairs] for k in (0, 1))
+    return Call(plan, weights, us, vs, grads)
 
 
-def forward(machine: Any, call: Call, n: int = 1) -> Any:
-    return machine.forward(*call[:6], None, n, 1e-12, None)
+def workload(name: str, kind: int, dtype: torch.dtype = torch.float32) -> Call:
+    """A network of benchmarks/workloads.py; SN, or BSN where there are two unfoldings."""
+    case = make_case(name)
+    weights = [weight.clone().to(dtype) for weight in case.weights]
+    kinds = [BSN if kind == BSN and weight.ndim > 2 else SN for weight in weights]
+    return call_of(weights, kinds, case.vectors, [grad.clone().to(dtype) for grad in case.grads])
 
 
-def backward(machine: Any, call: Call, results: Any) -> Any:
-    dtype = call.weights[0].dtype
-    rest = (call.dims, call.kinds, call.scales, None, dtype)
-    return machine.backward(call.grads, None, *results, *rest)
+def one_weight(shape: tuple[int, ...], kind: int, *, channels_last: bool = False) -> Call:
+    weight, grad = torch.randn(2, *shape)
+    if channels_last:
+        weight, grad = (x.to(memory_format=torch.channels_last) for x in (weight, grad))
+    unfoldings = [weight.movedim(dim, 0).flatten(1) for dim in (0, 1)[: len(shape) - 1]]
+    vectors = [[tuple(torch.randn(size) for size in matrix.shape) for matrix in unfoldings]]
+    return call_of([weight], [kind], vectors, [grad])

@@ -60,7 +60,7 @@ void count_shared(Counts& counts, const u64* address, u32 lanes, u32 bytes) {
 
 void count(Instruction& in, const u64* address, u32 lanes, u32 bytes) {
   const u64 any = address[__builtin_ctz(lanes)];
-  if (in.access.space == kParameter || any >> 60 == kParameterBase >> 60) return;
+  if (any >> 60 == kParameterBase >> 60 || any >> 60 == kLocalBase >> 60) return;
   const bool shared = in.access.space == kShared || any < (1u << 24);
   (shared ? count_shared : count_global)(in.counts, address, lanes, bytes);
 }

@@ -113,7 +113,7 @@ const char* ptx_launch(const char* name, uint32_t blocks, uint32_t threads, int6
   });
 }
 
-void ptx_forget_kernels() { ptx::kernels().clear(); }
+void ptx_forget_kernel(const char* name) { ptx::kernels().erase(name); }
 void ptx_set_option(const char* name, int64_t value) { ptx::option(name) = value; }
 
 void ptx_add_memory(const void* base, int64_t bytes, int granule, int written, const char* name) {

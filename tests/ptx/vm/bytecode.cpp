@@ -39,8 +39,8 @@ Instruction read_instruction(std::istream& in) {
   in >> x.sources;
   for (int k = 0; k < x.sources; ++k) in >> x.source[k];
   Access& a = x.access;
-  in >> x.immediate >> x.second >> x.branch >> x.branches >> space >> a.count >> a.bytes >> a.register_bytes >>
-      is_signed >> acquire >> release >> strong;
+  in >> x.immediate >> x.second >> x.branch >> x.branches >> space >> a.count >> a.bytes >>
+      a.register_bytes >> is_signed >> acquire >> release >> strong;
   x.negated = negated;
   a.space = static_cast<Space>(space);
   a.is_signed = is_signed;
@@ -56,8 +56,8 @@ std::unique_ptr<Kernel> read_kernel(const std::string& text) {
   std::istringstream in(text);
   auto kernel = std::make_unique<Kernel>();
   size_t parameters, constants, branches, instructions;
-  in >> kernel->name >> kernel->register_bytes >> kernel->shared_bytes >> kernel->granule_shift >>
-      parameters >> constants >> branches >> instructions;
+  in >> kernel->name >> kernel->register_bytes >> kernel->shared_bytes >> kernel->local_bytes >>
+      kernel->granule_shift >> parameters >> constants >> branches >> instructions;
   kernel->parameters.resize(parameters);
   for (Parameter& own : kernel->parameters) in >> own.offset >> own.bytes;
   kernel->constants.resize(constants * kConstantBytes);

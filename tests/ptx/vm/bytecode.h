@@ -42,7 +42,7 @@ struct Operation {
   Control control = Control::kNone;
 };
 
-enum Space : s32 { kGlobal, kShared, kParameter, kGeneric };
+enum Space : s32 { kGlobal, kShared, kParameter, kGeneric, kLocal };
 
 // How an instruction reaches memory.
 struct Access {
@@ -71,10 +71,10 @@ struct Instruction {
   s32 guard = -1;        // a predicate, or -1
   s32 targets = 0, sources = 0;
   s32 target[8], source[10];
-  s64 immediate = 0;  // offset of an address, number of pending copies, way to combine
-  s32 second = 0;     // the other offset of a copy
+  s64 immediate = 0;              // offset of an address, number of pending copies, way to combine
+  s32 second = 0;                 // the other offset of a copy
   s32 branch = -1, branches = 0;  // the first place among the kernel's, and how many to choose from
-  s32 line = 0;  // of the PTX
+  s32 line = 0;                   // of the PTX
   Access access;
   Counts counts;
   std::string name, where;  // where: file:line of the source
@@ -88,6 +88,7 @@ struct Kernel {
   std::string name;
   std::vector<Parameter> parameters;
   s64 register_bytes = 0, shared_bytes = 0;
+  s64 local_bytes = 0;    // of each thread
   s32 granule_shift = 2;  // of the smallest access to shared memory
   std::vector<Instruction> code;
   std::vector<s32> branches;    // places in the code

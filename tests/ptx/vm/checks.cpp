@@ -112,6 +112,7 @@ u8* Launch::at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bo
   if (space == kShared || (space == kGeneric && address < (1u << 24))) {
     return shared_at(warp, lane, in, address, bytes, write, value);
   }
+  if (address >> 60 == kLocalBase >> 60) return local_at(warp, lane, in, address, bytes, write);
   if (space != kParameter && address >> 60 != kParameterBase >> 60) {
     return global_at(warp, lane, in, address, bytes, write, value);
   }
@@ -124,6 +125,23 @@ u8* Launch::at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bo
     report(warp, lane, in, "read of what nobody wrote", "parameters + " + std::to_string(offset));
   }
   return &parameters_[offset];
+}
+
+u8* Launch::local_at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bool write) {
+  const u64 offset = address - kLocalBase, size = kernel_.local_bytes;
+  const auto place = [&] { return "local memory + " + std::to_string(offset); };
+  if (offset + bytes > size || offset % bytes != 0) {
+    report(warp, lane, in, write ? "write out of bounds" : "read out of bounds", place());
+    return nullptr;
+  }
+  Block& block = *warp.block;
+  const u64 first = (warp.index * kLanes + lane) * size + offset;
+  for (int k = 0; k < bytes; ++k) {
+    u8& written = block.local_written[first + k];
+    if (!write && !written) report(warp, lane, in, "read of what nobody wrote", place());
+    written |= write;
+  }
+  return &block.local[first];
 }
 
 u8* Launch::global_at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bool write,

@@ -2,13 +2,12 @@
 //
 // csrc/cuda/launch.h for CPU tensors: launches run on the machine, and memory that the binding
 // allocates is made known to it.
-#include "cuda/launch.h"
-
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstring>
 #include <stdexcept>
 
+#include "cuda/launch.h"
 #include "kernels.h"
 
 namespace fastsn {
@@ -45,8 +44,8 @@ AOTITorchError __wrap_aoti_torch_empty_strided(int64_t rank, const int64_t* size
                                                int32_t device_type, int32_t device,
                                                AtenTensorHandle* tensor) {
   static int number = 0;
-  const AOTITorchError error = __real_aoti_torch_empty_strided(rank, sizes, strides, dtype,
-                                                               device_type, device, tensor);
+  const AOTITorchError error =
+      __real_aoti_torch_empty_strided(rank, sizes, strides, dtype, device_type, device, tensor);
   void* data = nullptr;
   int64_t bytes = 0;
   if (error || aoti_torch_get_data_ptr(*tensor, &data) ||

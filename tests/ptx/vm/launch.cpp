@@ -117,6 +117,8 @@ void Launch::start_block() {
   waiting_blocks_.pop_back();
   block->shared.assign(shared_bytes_, 0xff);
   block->cells.resize((shared_bytes_ >> kernel_.granule_shift) + 1);
+  block->local.assign(kernel_.local_bytes * threads_, 0xff);
+  block->local_written.assign(block->local.size(), 0);
   block->copies.resize(warps);
   block->groups.resize(threads_);
   registers.assign(kernel_.register_bytes * warps + 64, -1);  // bits that are no sensible number

@@ -50,7 +50,8 @@ struct Copy {  // of cp.async, on its way
 struct Block {
   int index = 0;
   std::vector<u8> shared;
-  std::vector<Cell> cells;  // of shared memory
+  std::vector<u8> local, local_written;  // of each thread
+  std::vector<Cell> cells;               // of shared memory
   std::vector<Warp> warps;
   std::vector<std::vector<Copy>> copies;  // of each warp
   std::vector<u32> groups;                // of copies, by thread
@@ -87,6 +88,7 @@ class Launch {
          const void* value = nullptr);
   u8* shared_at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bool write,
                 const void* value = nullptr);
+  u8* local_at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bool write);
   u8* global_at(Warp& warp, int lane, Instruction& in, u64 address, int bytes, bool write,
                 const void* value = nullptr);
 
@@ -139,6 +141,6 @@ class Launch {
 };
 
 constexpr u64 kSharedBase = 1024;  // no pointer to shared memory is null
-constexpr u64 kParameterBase = 0x5000000000000000;
+constexpr u64 kParameterBase = 0x5000000000000000, kLocalBase = 0x6000000000000000;
 
 }  // namespace ptx

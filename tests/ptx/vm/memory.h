@@ -37,7 +37,7 @@ struct Allocation {
   std::string name;
   std::vector<Cell> cells;
 
-  s64 unwritten() const;  // granules
+  s64 unwritten() const;                    // granules
   void write_by_host(u64 first, u64 last);  // granules
 };
 

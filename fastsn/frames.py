@@ -38,6 +38,12 @@ from fastsn.step import capture_now, look, scale_version
 
 __all__ = ["Block", "Frame", "close", "open_frame", "read"]
 
+# Bound here for :func:`read`, which every layer calls in every forward.
+_is_grad_enabled = torch.is_grad_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_hooks_on_top = regions.hooks_on_top
+_in_backward = regions.in_backward
+
 # Of results without a node.
 _NEVER_CONSUMED = Use()
 
@@ -217,10 +223,11 @@ def read(norm: Norm, weight: Tensor) -> Tensor:
                 and not block.handed[i]
                 and not block.use.consumed
                 and norm.training is block.training
-                and torch.is_grad_enabled() is block.grad
+                and _is_grad_enabled() is block.grad
                 and weight.requires_grad is block.requires[i]
-                and not torch._C._is_any_autocast_enabled()
-                and not regions.inside(False)
+                and not _is_any_autocast_enabled()
+                and _hooks_on_top(True) is None
+                and _in_backward() == -1
             ):
                 block.handed[i] = True
                 return block.tensors[i]  # type: ignore[no-any-return]

@@ -128,6 +128,10 @@ class SpectralNorm(nn.Module):
             if self.update == "step":
                 self.state.sight = look(weight, self.scale, None)
 
+    def forget_weight(self) -> None:
+        """With ``update="step"``: takes the weight for changed at the next forward."""
+        self.state.forget_weight()
+
     # Forward
 
     #: What the weight's property calls, where nothing else has a part in it.
@@ -176,7 +180,7 @@ class SpectralNorm(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self.state.forget_weight()
+        self.forget_weight()
 
     def extra_repr(self) -> str:
         name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]

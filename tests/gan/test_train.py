@@ -423,17 +423,19 @@ def test_fastsn_and_torch_give_the_same_losses() -> None:
     assert theirs.nets.discriminator.state_dict().keys() == state.keys()
     for name, value in theirs.nets.discriminator.state_dict().items():
         torch.testing.assert_close(state[name], value, msg=name)
-    worst = 0.0
-    first = last = 0.0
-    for step in range(25):  # later the runs may part, as any two that round differently
+    first = None
+    for _ in range(20):
         losses = []
         for trainer in (ours, theirs):
             trainer.iterate()
             losses.append(trainer.take_losses())
-        worst = max(worst, *(abs(losses[0][name] - losses[1][name]) for name in losses[0]))
-        first, last = (losses[0]["loss_d"] if step == 0 else first), losses[0]["loss_d"]
-    assert worst < 1e-4
-    assert abs(first - last) > 0.01  # it has learned something meanwhile
+        for name, value in losses[1].items():
+            assert losses[0][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+        first = first or losses[1]["loss_d"]
+        # From equal states at every step: rounding grows without bound in the course of a GAN.
+        for part in ("generator", "discriminator", "optimizer_g", "optimizer_d"):
+            getattr(ours.nets, part).load_state_dict(getattr(theirs.nets, part).state_dict())
+    assert abs(first - losses[1]["loss_d"]) > 0.01  # it has learned something meanwhile
 
 
 def test_the_vectors_advance_once_per_discriminator_update() -> None:

@@ -7,10 +7,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */*.cuh))
+VM := $(wildcard tests/ptx/vm/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-ptx test-endurance test-sweep demo bench lint format wheel clean FORCE
+.PHONY: help env test test-ptx gpu-arithmetic test-endurance test-sweep demo bench lint format wheel clean FORCE
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
@@ -28,6 +29,10 @@ test: env
 # All of the compiled GPU kernels, CUDA's and Triton's, on the machine of tests/ptx; needs nvcc.
 test-ptx: env
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile tests/ptx
+
+# docs/gpu-arithmetic.md, from counts of the compiled CUDA kernels; needs nvcc.
+gpu-arithmetic: env
+	PYTHONPATH=tests:. $(PY) -m ptx.report
 
 # Training runs killed and resumed many times, on one rank and on two.
 test-endurance: env
@@ -47,14 +52,14 @@ bench: env
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP) $(VM)
 	$(PY) -m mypy
 	$(PY) scripts/check_tree.py
 
 format: env
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(CPP)
+	$(VENV)/bin/clang-format -i $(CPP) $(VM)
 
 wheel: env
 	$(PY) scripts/build_dist.py dist

@@ -81,7 +81,7 @@ def _outcome(cuda: CudaMachine, call: Call) -> tuple[object, object]:
 
 
 IN_ORDERS = [
-    *(((shape, layout) for shape in [(48, 40, 3, 3), (20, 96, 1, 1)] for layout in LAYOUTS)),
+    *((shape, layout) for shape in [(48, 40, 3, 3), (20, 96, 1, 1)] for layout in LAYOUTS),
     *(((130, 33, 4, 4), "contiguous"), ((3, 257, 5), "contiguous")),
 ]  # fmt: skip
 

@@ -7,13 +7,15 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */*.cuh))
+VM := $(wildcard tests/ptx/vm/*)
 
 # what rests on numbers, and takes minutes
 QUICK := -n $(WORKERS) --dist loadfile -m "not endurance and not ptx and not slow and not sweep"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-machines test-ptx test-endurance test-sweep demo bench lint format wheel clean FORCE
+.PHONY: help env test test-machines test-ptx gpu-arithmetic test-endurance test-sweep demo bench \
+    lint format wheel clean FORCE
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
@@ -40,6 +42,10 @@ test-machines: env
 	done
 	ATEN_CPU_CAPABILITY=default FASTSN_TEST_SIMD=baseline $(PY) -m pytest -q $(QUICK)
 
+# docs/gpu-arithmetic.md, from counts of the compiled CUDA kernels; needs nvcc.
+gpu-arithmetic: env
+	PYTHONPATH=tests:. $(PY) -m ptx.report
+
 # Training runs killed and resumed many times, on one rank and on two.
 test-endurance: env
 	$(PY) -m pytest -m endurance
@@ -58,14 +64,14 @@ bench: env
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP) $(VM)
 	$(PY) -m mypy
 	$(PY) scripts/check_tree.py
 
 format: env
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(CPP)
+	$(VENV)/bin/clang-format -i $(CPP) $(VM)
 
 wheel: env
 	$(PY) scripts/build_dist.py dist

@@ -1,8 +1,9 @@
 """What every test shares: repeatable numbers, poisoned memory, and skips that hide no gap.
 
-``FASTSN_TEST_THREADS`` and ``FASTSN_TEST_SIMD`` (an instruction set of the CPU kernels) play other
-machines: ``make test-machines``. ``FASTSN_REQUIRE_BACKENDS`` is a comma-separated list of what must be tested on this machine; a test
-that would skip for want of one of them fails instead, with the same reason.
+``FASTSN_REQUIRE_BACKENDS`` is a comma-separated list of what must be tested on this machine; a test
+that would skip for want of one of them fails instead, with the same reason. ``FASTSN_TEST_THREADS``
+and ``FASTSN_TEST_SIMD`` (an instruction set of the CPU kernels) play other machines: ``make
+test-machines``.
 """
 
 from __future__ import annotations

@@ -17,18 +17,24 @@ from fastsn.backends import reference
 from fastsn.plan import BSN, SN, SN_V_FIRST, plan_of
 
 EPS = 1e-12
-# what the simulated device has room for: blocks, and slots of shared memory for each
-STREAMING, RESIDENT = (2, 4), (3, 64)
+# what the simulated device does: so many blocks at once, from the first or from the last
+FORWARDS, BACKWARDS = (2, 0), (5, 1)
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST, CUDA, TORCH = ROOT / "csrc" / "host", ROOT / "csrc" / "cuda", Path(torch.__file__).parent
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-clobbered"]
-RACE = [HOST / "shim.cpp", HOST / "launch.cpp", HOST / "race.cpp"]
+RACE = [CUDA / "kernel_name.cpp", HOST / "shim.cpp", HOST / "launch.cpp", HOST / "race.cpp"]
 TARGETS: dict[str, list[Any]] = {
     "ops.so": [
         *("-O1", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
         *("-DTORCH_STABLE_ONLY", "-isystem", TORCH / "include", "-L", TORCH / "lib"),
-        *(CUDA / "ops.cpp", CUDA / "arguments.cpp", HOST / "shim.cpp", HOST / "launch.cpp"),
+        *(
+            CUDA / "ops.cpp",
+            CUDA / "arguments.cpp",
+            CUDA / "kernel_name.cpp",
+            HOST / "shim.cpp",
+            HOST / "launch.cpp",
+        ),
         *("-ltorch", "-ltorch_cpu", "-lc10"),
     ],
     # fewer threads per block, because a sanitizer follows each of them
@@ -60,7 +66,8 @@ class Host:
         self.set_device = functions.fastsn_host_device
         self.launches = functions.fastsn_host_launches
         self.backward = torch.ops.fastsn_cuda_host.backward
-        self.set_device(*STREAMING)
+        self.refuse = functions.fastsn_host_refuse
+        self.set_device(*FORWARDS)
 
     def forward(self, *args: Any) -> Any:
         """The op; ``store_vectors`` may be left out."""

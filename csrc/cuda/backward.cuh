@@ -1,165 +1,233 @@
 // SPDX-License-Identifier: MIT
 //
-// Backward, in two phases with a grid barrier between them:
+// Backward, two launches:
 //
-//   first walk over the tiles    c = <G, W_sn>, one part sum per tile
-//   second walk                  dL/dW = (scale G - (c - g sigma) S) / sigma,  S = sum_d alpha_d
-// fold_d(u_d v_d^T)
+//   dot    c = <G, W_sn>, one part sum per block
+//   store  dL/dW = (scale G - (c - g sigma) S) / sigma,  S = sum_d alpha_d fold_d(u_d v_d^T)
 //
-// G is the gradient of weight_sn and g that of sigma. Only G is needed twice, so only its tiles are
-// kept in shared memory. fastsn/reference.py derives the formula.
+// G is the gradient of weight_sn and g that of sigma. fastsn/reference.py derives the formula.
 #pragma once
 
-#include "vectors.cuh"
-#include "walk.cuh"
+#include "finish.cuh"
 
 namespace fastsn {
 
-template <typename A>
-struct alignas(16) BackwardShared {
-  double warps[kWarps];
-  WalkShared walk;
-  A u[2][kTileVector];  // per view: the slices of alpha u and of v that a tile meets
-  A v[2][kTileVector];
-  A g_factor;  // grad_weight = g_factor * G - s_factor * sum_d alpha_d u_d v_d^T
-  A s_factor;
-};
-
-// A tile's part of c.
-template <typename T, typename A, int kMost>
-FASTSN_DEVICE void multiply(const BackwardTableOf<kMost>& table, const Tile& tile, const T* slot,
-                            BackwardShared<A>& shared) {
-  const BackwardProblem& weight = table.problem[tile.problem];
+template <typename T, int kMost>
+FASTSN_DEVICE void backward_dot(const BackwardTableOf<kMost>& table) {
+  using A = accumulate_t<T>;
+  constexpr int kCount = kPack<T>;
+  auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
+  const BackwardProblem& weight = table.problem[find_problem(table)];
+  const T* grad = static_cast<const T*>(weight.data);
   const T* weight_sn = static_cast<const T*>(weight.weight_sn);
   A product = 0;
-  if (tile.aligned(weight_sn, kPack<T>)) {
-    using Values = Pack<T, kPack<T>>;
-#pragma unroll 2
-    for (int e = thread_index() * kPack<T>; e < tile.elements; e += kThreads * kPack<T>) {
-      const Values w = *reinterpret_cast<const Values*>(weight_sn + tile.offset(e));
-      const Values g = *reinterpret_cast<const Values*>(slot + e);
+  for_piece<T>(
+      weight, block_index() - weight.first_tile, is_aligned(grad) && is_aligned(weight_sn),
+      [&](int64_t e, auto ahead) {
+        constexpr int kAhead = decltype(ahead)::kValue;
+        Pack<T, kCount> g[kAhead];
+        Pack<T, kCount> w[kAhead];
 #pragma unroll
-      for (int k = 0; k < kPack<T>; ++k) product += widen(g.value[k]) * widen(w.value[k]);
-    }
-  } else {
-    for (int e = thread_index(); e < tile.elements; e += kThreads) {
-      product += widen(slot[e]) * widen(weight_sn[tile.offset(e)]);
-    }
-  }
+        for (int k = 0; k < kAhead; ++k) {
+          g[k] = load_pack<kCount, true>(grad + e + k * kThreads * kCount);
+          w[k] = load_pack<kCount, true>(weight_sn + e + k * kThreads * kCount);
+        }
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) product += widen(g[k].value[i]) * widen(w[k].value[i]);
+        }
+      },
+      [&](int64_t e) { product += widen(grad[e]) * widen(weight_sn[e]); });
   double total[1] = {product};
   block_sum(total, shared.warps);
-  if (thread_index() == 0) {
-    static_cast<double*>(table.products)[weight.first_tile + tile.index] = total[0];
-  }
+  if (thread_index() == 0) static_cast<double*>(table.products)[block_index()] = total[0];
 }
 
 // Fills the factors of one weight, and writes its grad_scale if asked. One warp must call it.
 template <typename A, int kMost>
-FASTSN_DEVICE void find_factors(const BackwardTableOf<kMost>& table, const Tile& tile, bool write,
-                                BackwardShared<A>& shared) {
-  const int index = table.first_problem + tile.problem;
+FASTSN_DEVICE void find_factors(const BackwardTableOf<kMost>& table, int problem, bool writes,
+                                SharedHead& shared) {
+  const BackwardProblem& weight = table.problem[problem];
+  const int index = table.first_problem + problem;
   double c[1];
-  sum_records(static_cast<const double*>(table.products) + table.problem[tile.problem].first_tile,
-              tile.tiles, c);
+  sum_records(static_cast<const double*>(table.products) + weight.first_tile,
+              weight.grid[0] * weight.grid[1] * weight.grid[2], 1, c);
   if (thread_index() != 0) return;
   const double sigma = static_cast<const A*>(table.sigmas)[index];
-  const double scale = load_scale(table, tile.problem);
+  double scale = weight.scale;
+  if (table.scales != nullptr) scale = load_as<double>(table.scales, table.scale_dtype, index);
   double pull = c[0];
   if (table.grad_sigmas != nullptr) {
     pull -= static_cast<const A*>(table.grad_sigmas)[index] * sigma;
   }
-  shared.g_factor = static_cast<A>(sigma == 0 ? 0 : scale / sigma);
-  shared.s_factor = static_cast<A>(sigma == 0 ? 0 : pull / sigma);
-  if (write) {
+  shared.factor = sigma == 0 ? 0 : scale / sigma;
+  shared.pull = sigma == 0 ? 0 : pull / sigma;
+  if (writes) {
     const bool zero = sigma == 0 || scale == 0;
     static_cast<A*>(table.grad_scales)[index] = static_cast<A>(zero ? 0 : c[0] / scale);
   }
 }
 
-// Gathers the slices of vectors that a tile meets.
-template <typename A, int kMost>
-FASTSN_DEVICE void stage(const BackwardTableOf<kMost>& table, const Tile& tile,
-                         BackwardShared<A>& shared) {
-  const BackwardProblem& weight = table.problem[tile.problem];
-  const A* vectors = static_cast<const A*>(table.vectors) + table.first_entry;
+// The gradient of a tile. A thread has a pack of columns and every so many rows, as in
+// products.cuh; of every unfolding it needs a number or a group for each row, in shared memory, and
+// one for each column, which stay in registers.
+template <typename T>
+struct Gradient {
+  using A = accumulate_t<T>;
+
+  const BackwardCall& call;
+  const BackwardProblem& weight;
+  const Tile& tile;
+  A* rows;  // per view: alpha u or alpha v
+  A* cols;  // per view: the other, times the pull
+
+  // Copies what rows have of a view.
+  FASTSN_DEVICE void stage_rows(int j, A alpha, A* to) const {
+    const int side = form_of(weight, j) == kPlain ? kRows : kCols;
+    const Slice slice(weight, tile, j, side);
+    const A* vector = vector_of(j, side);
+    const int length = length_of(weight, j, side);
+#pragma unroll 2
+    for (int e = thread_index(); e < slice.count; e += kThreads) {
+      to[e] = alpha * vector[torch_index(weight.split[j], side, length, slice.index(e))];
+    }
+  }
+
+  // Copies what columns have of a view.
+  FASTSN_DEVICE void stage_cols(int j, int first, int count, A factor, A* to) const {
+    const Form form = form_of(weight, j);
+    const int side = form == kPlain ? kCols : kRows;
+    const Slice slice(weight, tile, j, side);
+    const A* vector = vector_of(j, side);
+    const int length = length_of(weight, j, side);
+    for (int m = thread_index(); m < count; m += kThreads) {
+      const int e = form == kFold ? quotient(weight.inner, first + m) : first + m;
+      to[m] = factor * vector[torch_index(weight.split[j], side, length, slice.index(e))];
+    }
+  }
+
+  FASTSN_DEVICE const A* vector_of(int j, int side) const {
+    return static_cast<const A*>(call.vectors) + call.first_entry + weight.place[j][side];
+  }
+
+  // What is subtracted for view kTerm of those that kFactors tell of.
+  template <int kCount, bool kAligned, bool kTwo, bool kFold, bool kVector>
+  FASTSN_DEVICE void run(A factor, A pull) const {
+    const int packs = static_cast<int>(weight.packs.divisor);
+    const int first_row = quotient(weight.packs, thread_index());
+    const int own = (thread_index() - first_row * packs) * kCount;
+    const int inner = kFold ? tile.size[2] : 1;
+    const int all = packs * kCount;
+    // the folded view, if any, is the last one here
+    const int folded = kTwo && form_of(weight, 0) == Form::kFold ? 0 : weight.views - 1;
+    const int other = weight.views - 1 - folded;
+#pragma unroll 1
+    for (int first = 0; first < tile.cols; first += all) {
+      const int count = tile.cols - first < all ? tile.cols - first : all;
+      if constexpr (kTwo) stage_cols(other, first, count, pull, cols + kColumnEntries<T>);
+      stage_cols(folded, first, count, pull, cols);
+      block_barrier();
+      if (first_row < weight.row_step && own < count) {
+        const auto x = *reinterpret_cast<const Pack<A, kCount>*>(cols + own);
+        Pack<A, kCount> y = {};
+        if constexpr (kTwo) {
+          y = *reinterpret_cast<const Pack<A, kCount>*>(cols + kColumnEntries<T> + own);
+        }
+        int place[kCount] = {};
+        if constexpr (kFold) {
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) {
+            place[k] = own + k - quotient(weight.inner, own + k) * inner;
+          }
+        }
+        const A* x_rows = rows + folded * kRowEntries;
+        const A* y_rows = rows + other * kRowEntries;
+        const int64_t begin =
+            tile.origin + first + own + static_cast<int64_t>(first_row) * tile.row_stride;
+        for_rows<kCount, kAligned>(
+            static_cast<const T*>(weight.data) + begin, tile.row_stride, first_row, tile.size[0],
+            weight.row_step, [&](int row, const Pack<T, kCount>& pack) {
+              Pack<A, kCount> of_x;
+              if constexpr (kFold && kVector) {
+                of_x = *reinterpret_cast<const Pack<A, kCount>*>(x_rows + row * inner + place[0]);
+              } else {
+#pragma unroll
+                for (int k = 0; k < kCount; ++k) {
+                  of_x.value[k] = x_rows[kFold ? row * inner + place[k] : row];
+                }
+              }
+              A values[kCount];
+#pragma unroll
+              for (int k = 0; k < kCount; ++k) {
+                values[k] = factor * widen(pack.value[k]) - of_x.value[k] * x.value[k];
+                if constexpr (kTwo) values[k] -= y_rows[row] * y.value[k];
+              }
+              const int64_t at =
+                  begin + static_cast<int64_t>(row - first_row) * tile.row_stride;
+              store<kAligned>(at, values);
+            });
+      }
+      if (first + all < tile.cols) block_barrier();
+    }
+  }
+
+  template <bool kAligned, int kCount>
+  FASTSN_DEVICE void store(int64_t at, const A (&values)[kCount]) const {
+    if constexpr (sizeof(T) == 8) {
+      store_pack<kAligned>(static_cast<T*>(weight.grad_weight) + at, values);
+    } else {
+      void* out = weight.grad_weight;
+      if (call.grad_dtype == kFloat32) return store_pack<kAligned>(static_cast<float*>(out) + at, values);
+      if (call.grad_dtype == kFloat16) return store_pack<kAligned>(static_cast<Float16*>(out) + at, values);
+      store_pack<kAligned>(static_cast<BFloat16*>(out) + at, values);
+    }
+  }
+
+  template <int kCount, bool kAligned>
+  FASTSN_DEVICE void run_as(A factor, A pull) const {
+    const bool two = weight.views == 2;
+    const bool fold = form_of(weight, 0) == kFold || (two && form_of(weight, 1) == kFold);
+    if (!fold) {
+      return two ? run<kCount, kAligned, true, false, false>(factor, pull)
+                 : run<kCount, kAligned, false, false, false>(factor, pull);
+    }
+    if (kCount == 1 || tile.size[2] % kCount == 0) {
+      return two ? run<kCount, kAligned, true, true, true>(factor, pull)
+                 : run<kCount, kAligned, false, true, true>(factor, pull);
+    }
+    if constexpr (kCount > 1) {
+      return two ? run<kCount, kAligned, true, true, false>(factor, pull)
+                 : run<kCount, kAligned, false, true, false>(factor, pull);
+    }
+  }
+};
+
+template <typename T, int kMost>
+FASTSN_DEVICE void backward_store(const BackwardTableOf<kMost>& table) {
+  using A = accumulate_t<T>;
+  auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
+  A* rows = reinterpret_cast<A*>(&shared + 1);
+  const int problem = find_problem(table);
+  const BackwardProblem& weight = table.problem[problem];
+  const Tile tile(weight);
+  const Gradient<T> gradient{table, weight, tile, rows, rows + 2 * kRowEntries};
+  if (thread_index() < kWarp) find_factors<A>(table, problem, tile.index == 0, shared);
   const A* view_stats =
       static_cast<const A*>(table.view_stats) + 2 * (table.first_view + weight.first_view);
 #pragma unroll 1
   for (int j = 0; j < weight.views; ++j) {
-    const Part& part = tile.part[j];
-    const A* u = vectors + part.vector[kRows].place;
-    const A* v = vectors + part.vector[kCols].place;
-    const int cols = part.vector[kCols].length;
-    const A alpha = view_stats[2 * j + 1];
-    for (int r = thread_index(); r < part.rows; r += kThreads) {
-      shared.u[j][r] = alpha * u[part.first_row + r];
-    }
-    for (int m = thread_index(); m < part.cols; m += kThreads) {
-      shared.v[j][m] = v[torch_index(weight.split[j], kCols, cols, part.column(m))];
-    }
+    gradient.stage_rows(j, view_stats[2 * j + 1], rows + j * kRowEntries);
   }
-}
-
-// values[k] -= factor * u[row] * v[column] for the elements of a part from `first` on.
-template <typename A, int kCount>
-FASTSN_DEVICE void subtract_product(const Part& part, const A* u, const A* v, A factor, int first,
-                                    A (&values)[kCount]) {
-  const int inner = part.inner.value();
-  const int before = part.inner.quotient(first);  // the runs of `inner` elements before it
-  const int outer = part.by_rows.quotient(before);
-  int row = before - outer * part.rows;
-  int i = first - before * inner;
-  int m = outer * inner + i;
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) {
-    values[k] -= factor * u[row] * v[m];
-    ++m;
-    if (++i == inner) {
-      i = 0;
-      m -= inner;
-      if (++row == part.rows) {
-        row = 0;
-        m += inner;
-      }
-    }
-  }
-}
-
-template <typename T, int kMost>
-FASTSN_DEVICE void backward(const BackwardTableOf<kMost>& table) {
-  using A = accumulate_t<T>;
-  auto& shared = *reinterpret_cast<BackwardShared<A>*>(shared_memory());
-  T* slots = reinterpret_cast<T*>(shared_memory() + sizeof(BackwardShared<A>));
-  TileWalk<T, BackwardTableOf<kMost>> walk(table, shared.walk, slots);
-#pragma unroll 1
-  for (;;) {
-    const bool last = walk.begin() == 1;
-    while (walk.next()) {
-      const Tile& tile = walk.tile();
-      if (last) {
-        const bool write = tile.index == 0;
-        if (thread_index() < kWarp && (walk.at_new_problem() || write)) {
-          find_factors(table, tile, write, shared);
-        }
-        stage(table, tile, shared);
-      }
-      const T* slot = walk.wait();
-      if (last) {
-        const BackwardProblem& weight = table.problem[tile.problem];
-        store_tile(tile, slot, weight.grad_weight, table.grad_dtype, [&](auto& values, int e) {
-          const A s_factor = shared.s_factor;
-          for (A& value : values) value *= shared.g_factor;
-          for (int j = 0; j < weight.views; ++j) {
-            subtract_product(tile.part[j], shared.u[j], shared.v[j], s_factor, e, values);
-          }
-        });
-      } else {
-        multiply(table, tile, slot, shared);
-      }
-      block_barrier();
-    }
-    if (last) break;
-    grid_barrier();
+  block_barrier();
+  const A factor = static_cast<A>(shared.factor);
+  const A pull = static_cast<A>(shared.pull);
+  if (weight.width == 1) {
+    gradient.template run_as<1, true>(factor, pull);
+  } else if (is_aligned(weight.data) && is_aligned(weight.grad_weight)) {
+    gradient.template run_as<kPack<T>, true>(factor, pull);
+  } else {
+    gradient.template run_as<kPack<T>, false>(factor, pull);
   }
 }
 

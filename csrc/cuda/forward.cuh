@@ -1,170 +1,109 @@
 // SPDX-License-Identifier: MIT
 //
-// Forward, in phases with a grid barrier between them. Each iteration:
+// Forward, a launch for each of its phases. Each iteration:
 //
-//   multiply rows  part sums of s = M v over every tile, for all unfoldings from one look at it
-//   sum rows       s, and the pieces of ||s||
-//   multiply cols  part sums of t = M^T u with u = s / max(||s||, eps)
-//   sum cols       t, and the pieces of ||t||
+//   rows    part sums of s = M v over every tile, for all unfoldings from one look at it; the last
+//           block of each strip adds them up
+//   cols    the same for t = M^T u with u = s / max(||s||, eps)
 //
-// and at the end a last walk over the tiles writes sigma, the vectors and weight_sn. Vectors wait
-// in the workspace at full length and are divided by their norm where they are read. An evaluation
-// (no iteration) makes s only, and sigma = u^T s / (||u|| ||v||). fastsn/reference.py has the
-// mathematics.
+// and at the end
+//
+//   finish  sigma, the vectors and weight_sn
+//
+// s and t wait in the workspace at full length and are divided by their norm where they are read:
+// before they are multiplied, so that nothing overflows that need not. An evaluation (no iteration)
+// makes s only, and sigma = u^T s / (||u|| ||v||). fastsn/reference.py has the mathematics.
 #pragma once
 
 #include "finish.cuh"
+#include "products.cuh"
 
 namespace fastsn {
 
-// Gathers what a tile is multiplied with: its slice of v for s = M v (side kRows), of u for
-// t = M^T u (kCols). The first multiplication of a launch takes the given v.
-template <typename A, int kMost>
-FASTSN_DEVICE void stage(const ForwardTableOf<kMost>& table, const Tile& tile, int side, bool first,
-                         ForwardShared<A>& shared) {
-  const ForwardProblem& weight = table.problem[tile.problem];
-  const int other = 1 - side;
+// An evaluation makes no t: what it keeps of the columns is the length of the given v.
+template <typename T>
+FASTSN_DEVICE void measure_v(const ForwardCall& call, const ForwardProblem& weight,
+                             const Tile& tile, SharedHead& shared) {
 #pragma unroll 1
   for (int j = 0; j < weight.views; ++j) {
-    const Part& part = tile.part[j];
-    const A* sums = sums_of<A>(table, part.vector[other]);
-    const int entries = other == kCols ? part.cols : part.rows;
-    for (int m = thread_index(); m < entries; m += kThreads) {
-      const int index = other == kCols ? part.column(m) : part.first_row + m;
-      shared.x[j][m] =
-          first ? load_as<A>(weight.given[j][kCols], weight.given_dtype[j][kCols],
-                             torch_index(weight.split[j], kCols, part.vector[kCols].length, index))
-                : sums[index] / shared.divisor[j][other];
-    }
-  }
-}
-
-template <typename T, typename A, int kMost>
-FASTSN_DEVICE void multiply(const ForwardTableOf<kMost>& table, const Tile& tile, const T* slot,
-                            int side, ForwardShared<A>& shared) {
-  const ForwardProblem& weight = table.problem[tile.problem];
+    const Slice slice(weight, tile, j, kCols);
+    if (slice.slot > 0) continue;
+    const int length = length_of(weight, j, kCols);
+    double squares[1] = {};
 #pragma unroll 1
-  for (int j = 0; j < weight.views; ++j) {
-    const Part& part = tile.part[j];
-    const int length = part.vector[side].length;
-    A* parts = parts_of<A>(table, weight, part.vector[side]);
-    if (side == kRows) {
-      parts += static_cast<int64_t>(part.col_tile) * length + part.first_row;
-      multiply_rows(part, slot, shared.x[j], shared.partial[j],
-                    [&](int row, A total) { parts[row] = total; });
-    } else {
-      parts += static_cast<int64_t>(part.row_tile) * length;
-      multiply_cols(part, slot, shared.x[j], shared.partial[j],
-                    [&](int m, A total) { parts[part.column(m)] = total; });
+    for (int e = thread_index(); e < slice.count; e += kThreads) {
+      const int place = torch_index(weight.split[j], kCols, length, slice.index(e));
+      const double value =
+          load_as<double>(weight.given[j][kCols], weight.given_dtype[j][kCols], place);
+      squares[0] += value * value;
     }
-  }
-}
-
-// Adds up the part sums. An evaluation has none for the columns: it only measures the given v.
-template <typename A, int kMost>
-FASTSN_DEVICE void sum_parts(const ForwardTableOf<kMost>& table, int side,
-                             ForwardShared<A>& shared) {
-  for (int chunk = block_index(); chunk < table.chunks[side]; chunk += block_count()) {
-    const int problem =
-        find_last(table.problems, chunk, [&](int i) { return table.problem[i].first_chunk[side]; });
-    const ForwardProblem& weight = table.problem[problem];
-    int own = chunk - weight.first_chunk[side];
-    Vector own_vectors[2];
-    next_vectors(weight, 0, own_vectors);
-    const int before =
-        chunks_of(side == kRows ? own_vectors[kRows].length : own_vectors[kCols].length);
-    const int view = own >= before ? 1 : 0;
-    if (view == 1) {
-      own -= before;
-      next_vectors(weight, 1, own_vectors);
-    }
-    Vector vector = own_vectors[kRows];  // not indexed by side: that would need a stack
-    if (side == kCols) vector = own_vectors[kCols];
-    const int length = vector.length;
-    const int tiles = side == kCols && table.iterations == 0 ? 0 : vector.tiles;
-
-    const int i = thread_index() % kChunk;
-    const int index = own * kChunk + i;
-    A part = 0;
-    if (index < length) {
-      const A* parts = parts_of<A>(table, weight, vector) + index;
-#pragma unroll 8
-      for (int tile = thread_index() / kChunk; tile < tiles; tile += kSplit) {
-        part += parts[static_cast<int64_t>(tile) * length];
-      }
-    }
-    A* partial = shared.partial[0];
-    partial[thread_index()] = part;
-    block_barrier();
-    double stats[kChunkStats] = {};
-    if (thread_index() < kChunk && index < length) {
-      A total = part;
-#pragma unroll
-      for (int k = 1; k < kSplit; ++k) total += partial[k * kChunk + i];
-      sums_of<A>(table, vector)[index] = total;
-      const int place = torch_index(weight.split[view], side, length, index);
-      const double old =
-          load_as<double>(weight.given[view][side], weight.given_dtype[view][side], place);
-      const double wide = total;
-      stats[kSquares] = wide * wide;
-      stats[kGivenSquares] = old * old;
-      stats[kDotGiven] = wide * old;
-    }
-    block_sum(stats, shared.warps);
+    block_sum(squares, shared.warps);
     if (thread_index() == 0) {
-      double* out = stats_of(table, side, chunk);
-#pragma unroll
-      for (int k = 0; k < kChunkStats; ++k) out[k] = stats[k];
+      stats_of(call, weight.strip[j][kCols] + slice.strip)[kGivenSquares] = squares[0];
     }
+    block_barrier();
   }
+}
+
+template <typename T, int kSide, int kMost>
+FASTSN_DEVICE void forward_products(const ForwardTableOf<kMost>& table) {
+  const ForwardProblem& weight = table.problem[find_problem(table)];
+  const Tile tile(weight);
+  const Products<T, kSide> products(table, weight, tile);
+  SharedHead& shared = products.shared;
+  if (kSide == kCols || table.iteration > 0) {
+    constexpr int kOther = 1 - kSide;
+    find_norms(table, weight, kOther, kOther, false, shared);
+    block_barrier();
+    if (thread_index() < weight.views) {
+      const int j = thread_index();
+      shared.divisor[j][kOther] = clamp_length(shared.norms[j][kOther][kSquares], table.eps);
+    }
+    block_barrier();
+  }
+  if (kSide == kRows && table.iterations == 0) measure_v<T>(table, weight, tile, shared);
+  if (weight.width == 1) {
+    products.template run_as<1, true>();
+  } else if (is_aligned(weight.data)) {
+    products.template run_as<kPack<T>, true>();
+  } else {
+    products.template run_as<kPack<T>, false>();
+  }
+  finish_strips(table, weight, tile, kSide, products.buffer, shared);
 }
 
 template <typename T, int kMost>
-FASTSN_DEVICE void forward(const ForwardTableOf<kMost>& table) {
+FASTSN_DEVICE void forward_finish(const ForwardTableOf<kMost>& table) {
   using A = accumulate_t<T>;
-  auto& shared = *reinterpret_cast<ForwardShared<A>*>(shared_memory());
-  T* slots = reinterpret_cast<T*>(shared_memory() + sizeof(ForwardShared<A>));
-  TileWalk<T, ForwardTableOf<kMost>> walk(table, shared.walk, slots);
+  auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
+  const int problem = find_problem(table);
+  const ForwardProblem& weight = table.problem[problem];
+  const int index = block_index() - weight.first_tile;
   const bool evaluation = table.iterations == 0;
+  find_norms(table, weight, kRows, kCols, evaluation, shared);
+  block_barrier();
+  if (thread_index() == 0) conclude<A>(table, weight, problem, index == 0, shared);
+  block_barrier();
+  if (index == 0) {
+    if (shared.keep_vectors && !evaluation) measure_given(weight, shared);
+    if (thread_index() == 0) {
+      A* view_stats = static_cast<A*>(table.view_stats) + 2 * (table.first_view + weight.first_view);
 #pragma unroll 1
-  for (;;) {
-    const int k = walk.begin();
-    const bool last = k == (evaluation ? 1 : 2 * table.iterations);
-    const int side = k % 2;
-    while (walk.next()) {
-      const Tile& tile = walk.tile();
-      if ((walk.at_new_problem() && k > 0) || (last && tile.index == 0)) {
-        find_norms(table, tile, last ? kRows : 1 - side, last ? kCols : 1 - side, shared);
-        block_barrier();
-        if (thread_index() == 0) {
-          if (last) conclude(table, tile.problem, tile.index == 0, shared);
-          if (!last) find_divisors(table, tile.problem, 1 - side, shared);
-        }
-        block_barrier();
+      for (int j = 0; j < weight.views; ++j) {
+        const double lengths = shared.keep_vectors ? shared.given_lengths[j] : shared.new_lengths[j];
+        const double coefficient = weight.views == 2 ? 0.5 : 1.0;
+        view_stats[2 * j + 1] = static_cast<A>(lengths == 0 ? 0 : coefficient / lengths);
       }
-      if (last) {
-        write_vectors(table, tile, shared);
-      } else {
-        stage(table, tile, side, k == 0, shared);
-      }
-      const T* slot = walk.wait();
-      if (last) {
-        const A factor = shared.factor;
-        store_tile(tile, slot, table.problem[tile.problem].weight_sn, table.out_dtype,
-                   [&](auto& values, int) {
-                     for (A& value : values) value *= factor;
-                   });
-      } else {
-        multiply(table, tile, slot, side, shared);
-      }
-      block_barrier();
     }
-    if (last) break;
-    grid_barrier();
-    const int last_side = evaluation ? kCols : side;
-#pragma unroll 1
-    for (int s = side; s <= last_side; ++s) sum_parts(table, s, shared);
-    grid_barrier();
+  }
+  write_vectors<A>(table, weight, index, shared);
+  const double factor = shared.factor;
+  if constexpr (sizeof(T) == 8) {
+    write_weight<T, double>(weight, index, factor);
+  } else {
+    if (table.out_dtype == kFloat32) write_weight<T, float>(weight, index, factor);
+    if (table.out_dtype == kFloat16) write_weight<T, Float16>(weight, index, factor);
+    if (table.out_dtype == kBFloat16) write_weight<T, BFloat16>(weight, index, factor);
   }
 }
 

@@ -61,6 +61,24 @@ struct Device {
 
 #endif
 
+const char* dtype_name(DType dtype) {
+  return dtype == kFloat64 ? "float64" : dtype == kFloat32 ? "float32" : dtype == kBFloat16 ? "bfloat16" : "float16";
+}
+
+// Runs what enqueues the launches of a table. Whoever called can go on with another backend: none of
+// its memory was written to, and "launch refused" says so.
+template <typename Table, typename Run>
+void enqueue(const Weights& settings, const char* name, const Table& table, Run run) {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    STD_TORCH_CHECK(false, "fastsn: launch refused by backend cuda on device ", settings.device,
+                    " for ", name, "[", table.first_problem, "] to ", name, "[",
+                    table.first_problem + table.problems - 1, "] of ", dtype_name(settings.dtype),
+                    ": ", error.what());
+  }
+}
+
 GivenVector given_vector(const Weights& settings, const Tensors& vectors, const char* name,
                          size_t index, int64_t size, bool store) {
   const Name own{name, static_cast<int64_t>(index)};
@@ -120,7 +138,14 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     table.sigmas = sigmas.mutable_data_ptr();
     table.vectors = vectors.mutable_data_ptr();
     table.view_stats = view_stats.mutable_data_ptr();
-    launch_forward(table, settings.dtype, settings.device, device.stream);
+    enqueue(settings, "weights", table, [&] {
+      run_forward(
+          table, settings.dtype,
+          [&](void* memory, int64_t bytes) {
+            fill_zeros(memory, bytes, settings.device, device.stream);
+          },
+          [&](const Launch& launch) { start(launch, settings.device, device.stream); });
+    });
   }
   return {weights_sn, sigmas, vectors, view_stats};
 }
@@ -179,7 +204,11 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
     table.vectors = vectors_data;
     table.view_stats = stats_data;
     table.grad_scales = grad_scales.mutable_data_ptr();
-    launch_backward(table, settings.dtype, settings.device, device.stream);
+    enqueue(settings, "weights_sn", table, [&] {
+      run_backward(table, settings.dtype, [&](const Launch& launch) {
+        start(launch, settings.device, device.stream);
+      });
+    });
   }
   return {grad_weights, grad_scales};
 }

@@ -8,10 +8,10 @@
 #include "../host/shim.h"
 #else
 
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_pipeline.h>
+
+#include <cstring>
 
 #include "table.h"
 
@@ -22,15 +22,8 @@ namespace fastsn {
 using Float16 = __half;
 using BFloat16 = __nv_bfloat16;
 
-// Read anew wherever it is used: else the compiler derives a dozen values from it at the start and
-// keeps them in registers through all phases.
-FASTSN_DEVICE int thread_index() {
-  int index;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-  return index;
-}
+FASTSN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 FASTSN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
-FASTSN_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 
 FASTSN_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -39,28 +32,62 @@ FASTSN_DEVICE unsigned char* shared_memory() {
 
 FASTSN_DEVICE void block_barrier() { __syncthreads(); }
 
-// Also makes what any thread wrote before it visible to every thread after it.
-FASTSN_DEVICE void grid_barrier() { cooperative_groups::this_grid().sync(); }
-
-// The sum over a warp, the same bits in every lane. All threads of the warp must call it.
+// The value of the lane whose number differs in the bits of `distance`. All lanes must call it.
 template <typename Value>
-FASTSN_DEVICE Value warp_sum(Value value) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, distance);
-  }
+FASTSN_DEVICE Value exchange(Value value, int distance) {
+  return __shfl_xor_sync(0xffffffffu, value, distance);
+}
+
+// Adds 1 to a counter in global memory and returns what it was. What this block wrote before, and
+// blocks that counted before it, is visible to this block behind its next barrier.
+FASTSN_DEVICE uint32_t arrive(uint32_t* counter) {
+  uint32_t old;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(old)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return old;
+}
+
+FASTSN_DEVICE int quotient(const Divider& by, int x) {
+  return by.divisor == 1 ? x : static_cast<int>(__umulhi(static_cast<uint32_t>(x), by.magic));
+}
+
+// Neighbors in global memory, moved by one instruction. Through the L2 cache: each is needed once,
+// or was written by other blocks. The compiler splits stores of plain structs.
+template <int kBytes>
+struct Bits;
+template <>
+struct Bits<16> {
+  using Type = uint4;
+};
+template <>
+struct Bits<8> {
+  using Type = uint2;
+};
+template <>
+struct Bits<4> {
+  using Type = unsigned int;
+};
+template <>
+struct Bits<2> {
+  using Type = unsigned short;
+};
+
+template <typename Value>
+FASTSN_DEVICE Value load_bits(const void* from) {
+  using Type = typename Bits<sizeof(Value)>::Type;
+  const Type bits = __ldcg(static_cast<const Type*>(from));
+  Value value;
+  memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
-// Copies 16 aligned bytes to shared memory in the background. They have arrived for the thread that
-// asked once it waited for their group, and for the block after a barrier behind that.
-FASTSN_DEVICE void copy_async(void* shared, const void* global) {
-  __pipeline_memcpy_async(shared, global, 16);
-}
-FASTSN_DEVICE void copy_async_commit() { __pipeline_commit(); }
-template <int kPending>  // groups that may still be on their way
-FASTSN_DEVICE void copy_async_wait() {
-  __pipeline_wait_prior(kPending);
+template <typename Value>
+FASTSN_DEVICE void store_bits(void* to, const Value& value) {
+  typename Bits<sizeof(Value)>::Type bits;
+  memcpy(&bits, &value, sizeof(value));
+  __stwb(static_cast<decltype(bits)*>(to), bits);
 }
 
 FASTSN_DEVICE float widen(Float16 x) { return __half2float(x); }

@@ -3,7 +3,7 @@
 // Vectors and scalars whose dtype is known at run time only, torch's order of columns, and norms.
 #pragma once
 
-#include "sums.cuh"
+#include "tile.cuh"
 
 namespace fastsn {
 

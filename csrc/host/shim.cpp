@@ -3,6 +3,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -48,12 +49,6 @@ struct Barrier {
       {};  // what ThreadSanitizer orders by: an address for odd generations, one for even
 };
 
-struct Copy {
-  void* to;
-  const void* from;
-  int group;
-};
-
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -63,18 +58,17 @@ struct Fiber {
   bool done = false;
   Barrier* waits_at = nullptr;
   unsigned waits_for = 0;  // the generation that ends the wait
-  int grid_barriers = 0;   // reached so far, in all launches
-  int copy_groups = 0;     // ended so far
-  std::vector<Copy> copies;
 };
 
 // One launch at a time. Plain arrays: the scheduler must not call functions that are looked at.
 struct Machine {
   Fiber* fibers = nullptr;
-  Barrier* barriers = nullptr;  // the grid's, then each block's, then each warp's
+  Barrier* barriers = nullptr;  // each block's, then each warp's
   unsigned char** shared = nullptr;
   double* warp_values = nullptr;
-  int blocks = 0;
+  int blocks = 0;  // at once
+  int first_block = 0;
+  int step = 1;
   int count = 0;
   int current = 0;
   ucontext_t host;
@@ -88,9 +82,10 @@ Machine machine;
 std::string omitted;
 std::string omitted_file;
 unsigned omitted_line = 0;
-int omitted_grid = -1;
-int grid_barriers = 0;  // reached in earlier launches
-bool early = false;     // copies are made when they are asked for
+bool omitted_arrive = false;
+int at_once = 2;
+bool reversed = false;
+char counter_order = 0;  // what ThreadSanitizer orders by where threads meet at counters
 
 struct Site {
   const char* file;
@@ -131,9 +126,8 @@ FASTSN_UNSEEN void switch_away() {
 
 FASTSN_UNSEEN Barrier& barrier_of(Scope scope) {
   const Fiber& fiber = self();
-  if (scope == Scope::kGrid) return machine.barriers[0];
-  if (scope == Scope::kBlock) return machine.barriers[1 + fiber.block];
-  return machine.barriers[1 + machine.blocks + fiber.block * kWarps + fiber.thread / kWarp];
+  if (scope == Scope::kBlock) return machine.barriers[fiber.block];
+  return machine.barriers[machine.blocks + fiber.block * kWarps + fiber.thread / kWarp];
 }
 
 void run_fiber() {
@@ -150,7 +144,6 @@ const char* file_name(const char* path) {
 }
 
 FASTSN_UNSEEN bool is_omitted(Scope scope, const std::source_location& where) {
-  if (scope == Scope::kGrid) return self().grid_barriers++ == omitted_grid;
   if (scope == Scope::kWarp) return false;
   return where.line() == omitted_line &&
          std::strcmp(file_name(where.file_name()), omitted_file.c_str()) == 0;
@@ -189,57 +182,37 @@ FASTSN_UNSEEN double* warp_values() {
   return machine.warp_values + (fiber.block * kWarps + fiber.thread / kWarp) * kWarp;
 }
 
-void copy_early(bool yes) { early = yes; }
-
-void add_copy(void* to, const void* from) {
-  if (early) {
-    std::memcpy(to, from, 16);
-    return;
-  }
-  self().copies.push_back({to, from, self().copy_groups});
+void check_aligned(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+  std::fprintf(stderr, "fastsn shim: expected an address aligned to %zu bytes, got %p\n", bytes,
+               address);
+  std::abort();
 }
 
-void end_copy_group() { ++self().copy_groups; }
-
-void finish_copies(int pending_groups) {
-  Fiber& fiber = self();
-  size_t done = 0;
-  while (done < fiber.copies.size() &&
-         fiber.copies[done].group < fiber.copy_groups - pending_groups) {
-    std::memcpy(fiber.copies[done].to, fiber.copies[done].from, 16);
-    ++done;
-  }
-  fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + done);
+void set_order(int blocks_at_once, bool in_reverse) {
+  at_once = blocks_at_once;
+  reversed = in_reverse;
 }
 
-void launch(int blocks, int64_t shared_bytes, const std::function<void()>& kernel) {
-  const int count = blocks * kThreads;
-  std::vector<Fiber> fibers(count);
-  std::vector<Barrier> barriers(1 + blocks + blocks * kWarps);
-  std::vector<std::unique_ptr<unsigned char[]>> memory(blocks);
-  std::vector<unsigned char*> shared(blocks);
-  std::vector<double> warp_values(count);
-  barriers[0].expected = count;
-  for (int k = 0; k < blocks; ++k) {
-    barriers[1 + k].expected = kThreads;
-    memory[k] = std::make_unique<unsigned char[]>(shared_bytes);
-    std::memset(memory[k].get(), kUnwritten, shared_bytes);
-    shared[k] = memory[k].get();
-  }
-  for (int k = 0; k < blocks * kWarps; ++k) barriers[1 + blocks + k].expected = kWarp;
+namespace {
+
+// Blocks that follow each other are not ordered for ThreadSanitizer either.
+void run_blocks(int count, unsigned char** shared) {
+  std::vector<Fiber> fibers(count * kThreads);
+  std::vector<Barrier> barriers(count + count * kWarps);
+  std::vector<double> warp_values(count * kThreads);
+  for (int k = 0; k < count; ++k) barriers[k].expected = kThreads;
+  for (int k = 0; k < count * kWarps; ++k) barriers[count + k].expected = kWarp;
   machine.fibers = fibers.data();
   machine.barriers = barriers.data();
-  machine.shared = shared.data();
+  machine.shared = shared;
   machine.warp_values = warp_values.data();
-  machine.blocks = blocks;
-  machine.count = count;
-  machine.kernel = &kernel;
-  machine.host_sanitizer = __tsan_get_current_fiber();
-  for (int k = 0; k < count; ++k) {
+  machine.blocks = count;
+  machine.count = count * kThreads;
+  for (int k = 0; k < machine.count; ++k) {
     Fiber& fiber = fibers[k];
     fiber.block = k / kThreads;
     fiber.thread = k % kThreads;
-    fiber.grid_barriers = grid_barriers;
     fiber.stack.reset(new char[kStackBytes]);
     fiber.sanitizer = __tsan_create_fiber(0);
     getcontext(&fiber.context);
@@ -252,16 +225,34 @@ void launch(int blocks, int64_t shared_bytes, const std::function<void()>& kerne
   machine.current = 0;
   __tsan_switch_to_fiber(fibers[0].sanitizer, kNoOrder);
   swapcontext(&machine.host, &fibers[0].context);
-  __tsan_acquire(&machine.end_order);
-  grid_barriers = fibers[0].grid_barriers;
   for (Fiber& fiber : fibers) __tsan_destroy_fiber(fiber.sanitizer);
 }
 
+}  // namespace
+
+void launch(int blocks, int64_t shared_bytes, const std::function<void()>& kernel) {
+  machine.kernel = &kernel;
+  machine.host_sanitizer = __tsan_get_current_fiber();
+  machine.step = reversed ? -1 : 1;
+  std::vector<std::unique_ptr<unsigned char[]>> memory(blocks);
+  std::vector<unsigned char*> shared(blocks);
+  for (int done = 0; done < blocks; done += at_once) {
+    const int count = std::min(at_once, blocks - done);
+    machine.first_block = reversed ? blocks - 1 - done : done;
+    for (int k = done; k < done + count; ++k) {
+      memory[k].reset(new unsigned char[shared_bytes]);
+      std::memset(memory[k].get(), kUnwritten, shared_bytes);
+      shared[k] = memory[k].get();
+    }
+    run_blocks(count, &shared[done]);
+  }
+  __tsan_acquire(&machine.end_order);
+}
+
 void omit_barrier(const char* name) {
-  omitted_grid = -1;
   omitted_line = 0;
   omitted = name == nullptr ? "" : name;
-  if (omitted.rfind("grid ", 0) == 0) omitted_grid = std::atoi(omitted.c_str() + 5);
+  omitted_arrive = omitted == "arrive";
   if (omitted.rfind("block ", 0) == 0) {
     const size_t colon = omitted.rfind(':');
     omitted_file = omitted.substr(6, colon - 6);
@@ -282,9 +273,18 @@ const char* barriers_reached() {
 }  // namespace shim
 
 int thread_index() { return shim::self().thread; }
-int block_index() { return shim::self().block; }
-int block_count() { return shim::machine.blocks; }
+int block_index() {
+  return shim::machine.first_block + shim::machine.step * shim::self().block;
+}
 unsigned char* shared_memory() { return shim::machine.shared[shim::self().block]; }
+
+// Fibers run one at a time, so plain memory does; it is not looked at.
+FASTSN_UNSEEN uint32_t arrive(uint32_t* counter) {
+  if (!shim::omitted_arrive) __tsan_release(&shim::counter_order);
+  const uint32_t old = (*counter)++;
+  if (!shim::omitted_arrive) __tsan_acquire(&shim::counter_order);
+  return old;
+}
 
 float widen(BFloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;

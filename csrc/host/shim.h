@@ -21,65 +21,64 @@ namespace fastsn {
 
 namespace shim {
 
-// Runs `kernel` in blocks * kThreads fibers with `shared_bytes` of shared memory per block.
+// Runs `kernel` in blocks * kThreads fibers with `shared_bytes` of shared memory per block, some
+// blocks at a time, in this order or the reverse one.
 void launch(int blocks, int64_t shared_bytes, const std::function<void()>& kernel);
+void set_order(int blocks_at_once, bool reversed);
 
-// Lets one barrier of the source be as if it were not there, to see whether that is noticed:
-// "grid 1" is the second grid barrier that a thread reaches in the process, "block walk.cuh:57" the
-// block barrier in that line. Null for none. An unknown name does nothing.
+// Lets one piece of order in the source be as if it were not there, to see whether that is noticed:
+// "block sums.cuh:57" is the block barrier in that line, "arrive" what a counter orders between
+// blocks. Null for none. An unknown name does nothing.
 void omit_barrier(const char* name);
 
 // The block barriers that were reached so far, as omit_barrier has them, one per line.
 const char* barriers_reached();
 
-enum class Scope { kWarp, kBlock, kGrid };
+enum class Scope { kWarp, kBlock };
 void wait(Scope scope, const std::source_location& where);
 double* warp_values();  // one per lane
-void copy_early(bool yes);
-void add_copy(void* to, const void* from);
-void end_copy_group();
-void finish_copies(int pending_groups);
+void check_aligned(const void* address, size_t bytes);
 
 }  // namespace shim
 
 int thread_index();
 int block_index();
-int block_count();
 unsigned char* shared_memory();
 
 inline void block_barrier(std::source_location where = std::source_location::current()) {
   shim::wait(shim::Scope::kBlock, where);
 }
 
-inline void grid_barrier(std::source_location where = std::source_location::current()) {
-  shim::wait(shim::Scope::kGrid, where);
-}
-
-// As on the GPU, the sum of a butterfly: the same order, and the same bits in every lane.
+// The value of the lane whose number differs in the bits of `distance`.
 template <typename Value>
-Value warp_sum(Value value, std::source_location where = std::source_location::current()) {
+Value exchange(Value value, int distance,
+               std::source_location where = std::source_location::current()) {
   double* shared = shim::warp_values();
   const int lane = thread_index() % kWarp;
   shared[lane] = value;
   shim::wait(shim::Scope::kWarp, where);
-  Value values[kWarp];
-  for (int k = 0; k < kWarp; ++k) values[k] = static_cast<Value>(shared[k]);
+  const auto other = static_cast<Value>(shared[lane ^ distance]);
   shim::wait(shim::Scope::kWarp, where);
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    Value sums[kWarp];
-    for (int k = 0; k < kWarp; ++k) sums[k] = values[k] + values[k ^ distance];
-    for (int k = 0; k < kWarp; ++k) values[k] = sums[k];
-  }
-  return values[lane];
+  return other;
 }
 
-// Copies are made as late as CUDA allows, when their group is waited for, so that a wait left out
-// or too weak shows in the results; or as early, so that one into memory still in use shows.
-inline void copy_async(void* shared, const void* global) { shim::add_copy(shared, global); }
-inline void copy_async_commit() { shim::end_copy_group(); }
-template <int kPending>
-void copy_async_wait() {
-  shim::finish_copies(kPending);
+uint32_t arrive(uint32_t* counter);
+
+inline int quotient(const Divider& by, int x) {
+  if (by.divisor == 1) return x;
+  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(x)) * by.magic >> 32);
+}
+
+// Memory that is not aligned as a GPU needs it is an error here, too.
+template <typename Value>
+Value load_bits(const void* from) {
+  shim::check_aligned(from, sizeof(Value));
+  return *static_cast<const Value*>(from);
+}
+template <typename Value>
+void store_bits(void* to, const Value& value) {
+  shim::check_aligned(to, sizeof(Value));
+  *static_cast<Value*>(to) = value;
 }
 
 struct Float16 {

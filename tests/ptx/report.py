@@ -1,5 +1,7 @@
-"""Writes docs/gpu-arithmetic.md: ``python -m ptx.report`` in tests/, with the repository's root in
-PYTHONPATH. Counts are taken anew where nvcc is, and kept in counts.json."""
+"""Writes docs/gpu-arithmetic.md: ``make gpu-arithmetic``.
+
+Counts are taken anew where nvcc is, and kept in counts.json.
+"""
 
 from __future__ import annotations
 

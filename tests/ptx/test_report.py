@@ -12,7 +12,7 @@ from .report import COUNTS, PAGE, measure_all, page
 
 def test_page_is_made_from_the_counts() -> None:
     expected = page(json.loads(COUNTS.read_text()))
-    assert PAGE.read_text() == expected, "write it anew: tests/ptx/report.py says how"
+    assert PAGE.read_text() == expected, "write it anew: make gpu-arithmetic"
 
 
 @pytest.mark.ptx

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+//
+// Products of a tile with slices of vectors, for all unfoldings from one look at it. A thread has
+// 16 bytes' worth of neighboring columns and every so many rows, so loads are as wide as they can
+// be, and neither the tile nor what belongs to columns passes through shared memory. Of the sums
+//
+//   over columns   (s of a plain unfolding, t of a crossed one) each thread leaves its part of
+//                  every row in shared memory, to be added up afterwards;
+//   over rows      (t of a plain one, s of a crossed one or a folded one) stay in registers;
+//   over groups    (t of a folded one) are made from rows of the tile in shared memory (fold.cuh).
+#pragma once
+
+#include "fold.cuh"
+#include "strips.cuh"
+
+namespace fastsn {
+
+// What a row of the tile is multiplied with in sums over rows.
+enum RowFactor {
+  kNone,
+  kOne,     // one number
+  kVector,  // neighbors in a group of columns, aligned as the columns are
+  kAny,     // numbers from anywhere in a group
+};
+
+template <typename T, int kSide>
+struct Products {
+  using A = accumulate_t<T>;
+
+  const ForwardCall& call;
+  const ForwardProblem& weight;
+  const Tile& tile;
+  SharedHead& shared;
+  A* rows;    // in shared memory: what belongs to rows
+  A* cols;    // what belongs to columns, then part sums over rows
+  A* buffer;  // part sums over columns, or rows of the tile
+  int over_cols = -1;  // views, by what their products are
+  int over_rows = -1;
+  int over_groups = -1;
+  bool fold_sums = false;  // sums over rows are to be added up in groups
+
+  FASTSN_DEVICE Products(const ForwardCall& call, const ForwardProblem& weight, const Tile& tile)
+      : call(call),
+        weight(weight),
+        tile(tile),
+        shared(*reinterpret_cast<SharedHead*>(shared_memory())) {
+    rows = reinterpret_cast<A*>(&shared + 1);
+    cols = rows + kRowEntries;
+    buffer = cols + kColumnEntries<T>;
+#pragma unroll 1
+    for (int j = 0; j < weight.views; ++j) {
+      const Form form = form_of(weight, j);
+      if (form == kFold && kSide == kCols) {
+        over_groups = j;
+      } else if ((form == kPlain) == (kSide == kRows)) {
+        over_cols = j;
+      } else {
+        over_rows = j;
+        fold_sums = form == kFold;
+      }
+    }
+  }
+
+  // Copies entries of the vector that a view is multiplied with to shared memory.
+  FASTSN_DEVICE void stage(int j, int first, int count, A* to) const {
+    constexpr int kOther = 1 - kSide;
+    const Slice slice(weight, tile, j, kOther);
+    const bool given = kSide == kRows && call.iteration == 0;
+    const A* sums = sums_of<A>(call, weight, j, kOther);
+    const int length = length_of(weight, j, kOther);
+    const A divisor = given ? A(1) : static_cast<A>(shared.divisor[j][kOther]);
+    for (int e = thread_index(); e < count; e += kThreads) {
+      const int index = slice.index(first + e);
+      to[e] = given ? load_as<A>(weight.given[j][kOther], weight.given_dtype[j][kOther],
+                                 torch_index(weight.split[j], kOther, length, index))
+                    : sums[index] / divisor;
+    }
+  }
+
+  // The sum of the part sums that threads left of a row.
+  FASTSN_DEVICE A row_total(int row, int count) const {
+    constexpr int kUnit = 16 / sizeof(A);
+    using Values = Pack<A, kUnit>;
+    const int packs = static_cast<int>(weight.packs.divisor);
+    const A* from = buffer + row * packs;
+    A total = 0;
+    if (packs % kUnit == 0 && count % kUnit == 0) {
+      // lanes read different rows at once: in an order that takes them to different banks
+      const int units = packs / kUnit;
+      const int once = units % 8 == 0 ? 8 : units % 4 == 0 ? 4 : units % 2 == 0 ? 2 : 1;
+      const int turn = count / kUnit % once == 0 ? row / (8 / once) % once : 0;
+#pragma unroll 4
+      for (int k = 0; k < count / kUnit; ++k) {
+        const Values part = *reinterpret_cast<const Values*>(from + (k ^ turn) * kUnit);
+#pragma unroll
+        for (int i = 0; i < kUnit; ++i) total += part.value[i];
+      }
+    } else {
+#pragma unroll 4
+      for (int k = 0; k < count; ++k) total += from[k];
+    }
+    return total;
+  }
+
+  // Adds up the sums over columns.
+  FASTSN_DEVICE void write_rows(int count) const {
+    const Slice slice(weight, tile, over_cols, kSide);
+    A* part = part_of<A>(call, weight, over_cols, kSide, slice.slot);
+    if (tile.size[0] < kWarp) {
+      for (int row = thread_index() / kWarp; row < tile.size[0]; row += kWarps) {
+        const A* from = buffer + row * static_cast<int>(weight.packs.divisor);
+        A total = 0;
+        for (int k = thread_index() % kWarp; k < count; k += kWarp) total += from[k];
+        total = warp_sum(total);
+        if (thread_index() % kWarp == 0) part[slice.index(row)] = total;
+      }
+    } else {
+      for (int row = thread_index(); row < tile.size[0]; row += kThreads) {
+        part[slice.index(row)] = row_total(row, count);
+      }
+    }
+  }
+
+  // Adds up the sums over rows, of the columns from `first` on, that threads have left in `cols`.
+  template <int kCount>
+  FASTSN_DEVICE void write_cols(int first, int count) const {
+    const Slice slice(weight, tile, over_rows, kSide);
+    A* part = part_of<A>(call, weight, over_rows, kSide, slice.slot);
+    const int step = static_cast<int>(weight.packs.divisor) * kCount;
+    const int inner = tile.size[2];
+    for (int m = thread_index(); m < count; m += kThreads) {
+      A total = cols[m];
+#pragma unroll 4
+      for (int k = 1; k < weight.row_step; ++k) total += cols[k * step + m];
+      if (fold_sums) {
+        const int group = quotient(weight.inner, m);
+        buffer[m + (inner % 2 == 0 ? group : 0)] = total;  // strides are odd
+      } else {
+        part[slice.index(first + m)] = total;
+      }
+    }
+    if (!fold_sums) return;
+    block_barrier();
+    for (int group = thread_index(); group < tile.size[1]; group += kThreads) {
+      const A* from = buffer + group * (inner % 2 == 0 ? inner + 1 : inner);
+      A total = 0;
+#pragma unroll 4
+      for (int k = 0; k < inner; ++k) total += from[k];
+      part[slice.index(group)] = total;
+    }
+  }
+
+  template <int kCount, bool kAligned, bool kOverCols, RowFactor kFactor, bool kOverGroups>
+  FASTSN_DEVICE void run() const {
+    const int packs = static_cast<int>(weight.packs.divisor);
+    const int first_row = quotient(weight.packs, thread_index());
+    const int own = (thread_index() - first_row * packs) * kCount;
+    const int inner = tile.size[2];
+    const int all = packs * kCount;
+    if constexpr (kFactor != kNone) stage(over_rows, 0, entries_of(over_rows), rows);
+    if constexpr (kOverGroups) stage(over_groups, 0, tile.size[1], cols);
+    if constexpr (!kOverCols) block_barrier();
+#pragma unroll 1
+    for (int first = 0; first < tile.cols; first += all) {
+      const int count = tile.cols - first < all ? tile.cols - first : all;
+      const bool last = first + all >= tile.cols;
+      const bool active = first_row < weight.row_step && own < count;
+      Pack<A, kCount> x = {};
+      if constexpr (kOverCols) {
+        stage(over_cols, first, count, cols);
+        block_barrier();
+        if (active) x = *reinterpret_cast<const Pack<A, kCount>*>(cols + own);
+      }
+      Pack<A, kCount> total = {};
+      int place[kCount];
+      if constexpr (kFactor == kVector || kFactor == kAny) {
+#pragma unroll
+        for (int k = 0; k < (kFactor == kAny ? kCount : 1); ++k) {
+          place[k] = own + k - quotient(weight.inner, own + k) * inner;
+        }
+      }
+      const T* data = static_cast<const T*>(weight.data) + tile.origin + first + own;
+      const auto each = [&](int row, const Pack<T, kCount>& pack, A* to) {
+        A w[kCount];
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) w[k] = widen(pack.value[k]);
+        if constexpr (kOverCols) {
+          A part = w[0] * x.value[0];
+#pragma unroll
+          for (int k = 1; k < kCount; ++k) part += w[k] * x.value[k];
+          A& sum = buffer[row * packs + own / kCount];
+          sum = first == 0 ? part : sum + part;
+        }
+        if constexpr (kFactor == kOne) {
+          const A factor = rows[row];
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) total.value[k] += w[k] * factor;
+        } else if constexpr (kFactor == kVector) {
+          const auto factor =
+              *reinterpret_cast<const Pack<A, kCount>*>(rows + row * inner + place[0]);
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) total.value[k] += w[k] * factor.value[k];
+        } else if constexpr (kFactor == kAny) {
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) total.value[k] += w[k] * rows[row * inner + place[k]];
+        }
+        if constexpr (kOverGroups) {
+          constexpr int kUnit = kCount * sizeof(A) > 16 ? 16 / sizeof(A) : kCount;
+#pragma unroll
+          for (int k = 0; k < kCount; k += kUnit) {
+            Pack<A, kUnit> unit;
+#pragma unroll
+            for (int i = 0; i < kUnit; ++i) unit.value[i] = w[k + i];
+            *reinterpret_cast<Pack<A, kUnit>*>(to + k) = unit;
+          }
+        }
+      };
+      if constexpr (kOverGroups) {
+        run_groups<kCount, kAligned>(data, first_row, own, active, each);
+      } else if (active) {
+        for_rows<kCount, kAligned>(
+            data + static_cast<int64_t>(first_row) * tile.row_stride, tile.row_stride, first_row,
+            tile.size[0], weight.row_step,
+            [&](int row, const Pack<T, kCount>& pack) { each(row, pack, nullptr); });
+      }
+      if constexpr (kOverCols) {
+        block_barrier();  // everyone has its columns, and has left its parts
+        if (last) write_rows(first == 0 ? count / kCount : packs);
+      }
+      if constexpr (kFactor != kNone) {
+        if (active) *reinterpret_cast<Pack<A, kCount>*>(cols + kCount * thread_index()) = total;
+        block_barrier();
+        write_cols<kCount>(first, count);
+      }
+      if (!last) block_barrier();
+    }
+  }
+
+  // Entries that a view's product over rows takes.
+  FASTSN_DEVICE int entries_of(int j) const {
+    return form_of(weight, j) == kFold ? tile.size[0] * tile.size[2] : tile.size[0];
+  }
+
+  // Some rows at a time, through shared memory.
+  template <int kCount, bool kAligned, typename Each>
+  FASTSN_DEVICE void run_groups(const T* data, int first_row, int own, bool active,
+                                Each each) const {
+    const auto layout = FoldLayout::make<A, kCount>(weight, tile);
+    const Slice slice(weight, tile, over_groups, kSide);
+    A* part = part_of<A>(call, weight, over_groups, kSide, slice.slot);
+#pragma unroll 1
+    for (int begin = 0; begin < tile.size[0]; begin += layout.rows) {
+      const int left = tile.size[0] - begin;
+      const int count = left < layout.rows ? left : layout.rows;
+      if (active) {
+        const int64_t offset = static_cast<int64_t>(begin + first_row) * tile.row_stride;
+        for_rows<kCount, kAligned>(data + offset, tile.row_stride, begin + first_row,
+                                   begin + count, weight.row_step,
+                                   [&](int row, const Pack<T, kCount>& pack) {
+                                     each(row, pack, buffer + layout.place(row - begin, own));
+                                   });
+      }
+      block_barrier();
+      const int entry = begin * tile.size[2];
+      fold_rows(
+          layout, tile, count, buffer, cols, rows + kRowEntries / 2,
+          [&](int e, A total) { part[slice.index(entry + e)] = total; },
+          [&](int e, const A(&total)[4]) {
+            store_pack<true>(part + slice.base + entry + e, total);
+          });
+      block_barrier();
+    }
+  }
+
+  template <int kCount, bool kAligned>
+  FASTSN_DEVICE void run_as() const {
+    if constexpr (kSide == kCols) {
+      if (over_groups >= 0 && over_rows >= 0) return run<kCount, kAligned, false, kOne, true>();
+      if (over_groups >= 0) return run<kCount, kAligned, false, kNone, true>();
+      if (over_cols < 0) return run<kCount, kAligned, false, kOne, false>();
+      if (over_rows < 0) return run<kCount, kAligned, true, kNone, false>();
+      return run<kCount, kAligned, true, kOne, false>();
+    } else {
+      if (over_rows < 0) return run<kCount, kAligned, true, kNone, false>();
+      const bool both = over_cols >= 0;
+      if (!fold_sums) {
+        return both ? run<kCount, kAligned, true, kOne, false>()
+                    : run<kCount, kAligned, false, kOne, false>();
+      }
+      if (kCount == 1 || tile.size[2] % kCount == 0) {
+        return both ? run<kCount, kAligned, true, kVector, false>()
+                    : run<kCount, kAligned, false, kVector, false>();
+      }
+      if constexpr (kCount > 1) {
+        return both ? run<kCount, kAligned, true, kAny, false>()
+                    : run<kCount, kAligned, false, kAny, false>();
+      }
+    }
+  }
+};
+
+}  // namespace fastsn

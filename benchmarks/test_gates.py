@@ -171,6 +171,67 @@ def test_host_cost_of_a_group(promise: Callable[..., None], monkeypatch: Any) ->
     promise("host cost: 8 weights, forward + backward / one forward of torch", ratio, at_most=2)
 
 
+class SmallLayers(nn.Module):
+    """Weights of 16x16: what is measured is all of a group's work but arithmetic."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(16, 16, bias=False) for _ in range(count)])
+
+    def forward(self) -> list[Tensor]:
+        return [layer.weight for layer in self.layers]
+
+
+@pytest.mark.parametrize(
+    ("count", "mode", "share"),
+    [
+        (8, "forward", 0.15),
+        (175, "forward", 0.06),
+        (8, "forward + backward", 0.25),
+        (175, "forward + backward", 0.10),
+    ],
+)
+def test_work_of_a_group_as_a_share_of_torchs(
+    count: int, mode: str, share: float, promise: Callable[..., None]
+) -> None:
+    """Hooks, op and node against torch's parametrizations, less what plain layers cost."""
+    plain, theirs, ours = (SmallLayers(count) for _ in range(3))
+    for layer in theirs.layers:
+        parametrizations.spectral_norm(layer)
+    fastsn.apply(ours, "sn")
+    grads = [torch.randn(16, 16) for _ in range(count)]
+
+    def backward(model: nn.Module) -> object:
+        loss = _GivenGradients.apply(grads, *model())
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    models = {"plain": plain, "torch": theirs, "fastsn": ours}
+    runs = {
+        name: model if mode == "forward" else partial(backward, model)
+        for name, model in models.items()
+    }
+    medians = side_by_side(runs, CPU, seconds=BUDGET)
+    ratio = (medians["fastsn"] - medians["plain"]) / (medians["torch"] - medians["plain"])
+    promise(f"{mode} of {count} weights of 16x16: fastsn / torch", ratio, at_most=share)
+
+
+@pytest.mark.parametrize("peer", ["fastsn", "torch"])
+def test_compiled_normalization(cnn: Case, promise: Callable[..., None], peer: str) -> None:
+    """Under inductor against eager fastsn, and against torch's norm under inductor."""
+    weights, _ = _group(64)
+    compiled = torch.compile(copy.deepcopy(weights))
+    theirs = Weights(copy.deepcopy(cnn_discriminator(64)))
+    for layer in theirs.layers:
+        parametrizations.spectral_norm(layer)
+    other = weights if peer == "fastsn" else torch.compile(theirs)
+    for model in (compiled, other):
+        model()
+    medians = side_by_side({"compiled": compiled, "other": other}, CPU, seconds=BUDGET)
+    what, limit = ("eager fastsn", 1.1) if peer == "fastsn" else ("compiled torch", 1.0)
+    ratio = medians["compiled"] / medians["other"]
+    promise(f"compiled normalization of the CNN: fastsn / {what}", ratio, at_most=limit)
+
+
 def _replay(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """``kernel``, run at the first call only."""
     results: list[Any] = []

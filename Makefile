@@ -9,9 +9,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 CPP := $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */*.cuh))
 VM := $(wildcard tests/ptx/vm/*)
 
+# what rests on numbers, and takes minutes
+QUICK := -n $(WORKERS) --dist loadfile -m "not endurance and not ptx and not slow and not sweep"
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-ptx gpu-arithmetic test-endurance test-sweep demo bench lint format wheel clean FORCE
+.PHONY: help env test test-machines test-ptx gpu-arithmetic test-endurance test-sweep demo bench \
+    lint format wheel clean FORCE
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
@@ -19,6 +23,7 @@ help:
 	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
 	@echo "make env      only set up .venv and build       make clean   remove all of that"
 	@echo "make test-ptx   the compiled GPU kernels on tests/ptx, all dtypes, layouts and orders"
+	@echo "make test-machines   the quick tests with 1, 2, 4 threads and on lesser processors"
 	@echo "make test-endurance   the training runs that are killed and resumed many times"
 	@echo "make test-sweep       sweeps over Ray, killed and restarted; installs Ray"
 
@@ -29,6 +34,13 @@ test: env
 # All of the compiled GPU kernels, CUDA's and Triton's, on the machine of tests/ptx; needs nvcc.
 test-ptx: env
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile tests/ptx
+
+# The tests as on other machines: other numbers of threads, lesser instruction sets of torch and us.
+test-machines: env
+	for threads in 1 2 4; do \
+	    FASTSN_TEST_THREADS=$$threads $(PY) -m pytest -q $(QUICK) || exit 1; \
+	done
+	ATEN_CPU_CAPABILITY=default FASTSN_TEST_SIMD=baseline $(PY) -m pytest -q $(QUICK)
 
 # docs/gpu-arithmetic.md, from counts of the compiled CUDA kernels; needs nvcc.
 gpu-arithmetic: env
@@ -44,7 +56,7 @@ test-sweep: env $(VENV)/.sweep
 
 demo: env
 	$(PY) -m benchmarks.demo
-	$(PY) -m fastsn.gan.demo
+	$(PY) -m benchmarks.gan
 
 bench: env
 	$(PY) -m pytest benchmarks

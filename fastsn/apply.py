@@ -117,7 +117,7 @@ def apply(
         adopt(layer, "weight", norm)
         if norm.training:  # as registering one by one does, by reading the weight once
             norm.advance(parametrizations_of(layer)["weight"].original)
-            norm.state.forget_weight()
+            norm.forget_weight()
     return SpectralNormGroup(model, notes, exclude=_patterns("exclude", exclude))
 
 

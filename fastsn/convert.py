@@ -143,10 +143,13 @@ def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: st
     theirs = held[i]
     iterations = getattr(theirs, "n_power_iterations", 1)  # absent for 1-d weights
     vectors = {name: theirs._buffers[name] for name in ("_u", "_v") if name in theirs._buffers}
+    theirs.training, training = False, theirs.training  # reading the weight must advance nothing
+    with torch.no_grad(), torch.autocast(next(layer.parameters()).device.type, enabled=False):
+        weight = getattr(layer, tensor_name)
     ours = SpectralNorm(
-        held.original, iterations, theirs.dim, theirs.eps, kind=SN, update=update, vectors=vectors
+        weight, iterations, theirs.dim, theirs.eps, kind=SN, update=update, vectors=vectors
     )
-    ours.train(theirs.training)
+    ours.train(training)
     held[i] = ours
     adopt(layer, tensor_name, ours)
 

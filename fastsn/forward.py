@@ -300,12 +300,16 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 
 def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
     """The normalized weights of one read, in eager code."""
+    if torch._C._get_tracing_state() is not None and batch.training:
+        raise RuntimeError(
+            "fastsn: expected a model in evaluation mode, got one that torch.jit traces while it "
+            "trains: call model.eval(), or fastsn.fold(model), first"
+        )
     share_vectors(batch.norms)
     any_autocast = torch._C._is_any_autocast_enabled()
     out_dtype = autocast_dtype(weights[0]) if any_autocast else None
     around = regions.regions() if regions.inside(batch.training) else []
-    recalled = recall(around, batch, weights)
-    if recalled is not None:
+    if around and (recalled := recall(around, batch, weights)) is not None:
         return recalled
     if torch._C._are_functorch_transforms_active():
         results = _transformed(batch, weights, out_dtype)
@@ -315,7 +319,8 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
         iterations = iterations_now(batch.states, batch.training, batch.n_power_iterations)
         computed = compute(batch, weights, iterations, out_dtype)
         results = give(batch, computed, weights, keep=False)
-    note(around, batch.states, results.computed)
+    if around:
+        note(around, batch.states, results.computed)
     return results
 
 
@@ -452,7 +457,7 @@ def _compute_and_keep(
     part = batch if whole else part_batch(tuple(batch.states[i].handle for i in members))
     own = weights if whole else [weights[i] for i in members]
     # Kept results outlive an inference_mode block, and training goes on with them.
-    with torch.inference_mode(False):
+    with torch.inference_mode(weights[0].is_inference()):
         sights = [
             look(weight, norm.scale, capture)
             for weight, norm in zip(own, part.norms, strict=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsn import regions
-from fastsn.backends import requested_backend
+from fastsn.backends import reference, requested_backend
 from fastsn.forward import (
     Batch,
     Norm,
@@ -31,11 +31,21 @@ from fastsn.forward import (
     read_batch,
     recall,
 )
-from fastsn.op import library, normalize
+from fastsn.node import Use
+from fastsn.op import Numbers, library, normalize
 from fastsn.state.ranks import require_plain
 from fastsn.step import capture_now, look, scale_version
 
 __all__ = ["Block", "Frame", "close", "open_frame", "read"]
+
+# Bound here for :func:`read`, which every layer calls in every forward.
+_is_grad_enabled = torch.is_grad_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_hooks_on_top = regions.hooks_on_top
+_in_backward = regions.in_backward
+
+# Of results without a node.
+_NEVER_CONSUMED = Use()
 
 # A plain local: torch.compile loses the frames of a subclass at graph breaks.
 _local = threading.local()
@@ -45,18 +55,27 @@ class Block:
     """The results of one batch in one forward, and the circumstances they hold in."""
 
     __slots__ = (
-        "addresses", "around", "autocast", "batch", "grad", "handed", "index", "others", "requires",
-        "results", "tensors", "use", "versions", "weights",
+        "addresses", "around", "autocast", "batch", "grad", "handed", "index", "inference",
+        "others", "plain", "requires", "results", "tensors", "training", "use", "versions",
+        "weights",
     )  # fmt: skip
 
-    def __init__(self, batch: Batch, weights: Sequence[Tensor], results: Results) -> None:
+    def __init__(
+        self, batch: Batch, weights: Sequence[Tensor], addresses: Sequence[int], results: Results
+    ) -> None:
         self.batch, self.index, self.weights, self.results = batch, batch.index, weights, results
-        self.tensors, self.use = results.tensors, results.use
+        self.tensors, self.use = results.tensors, results.use or _NEVER_CONSUMED
         self.versions = [weight._version for weight in weights]
-        self.addresses = [_address(weight) for weight in weights]
+        self.addresses = addresses
         self.requires = [weight.requires_grad for weight in weights]
         self.grad = torch.is_grad_enabled()
+        self.inference = results.computed.inference
         self.autocast = torch._C._is_any_autocast_enabled()
+        self.training = batch.training
+        # Nothing but the weight, its version and torch's modes decides what a read gives.
+        self.plain = 0 not in addresses and not (
+            self.autocast or self.inference or batch.learned_scales
+        )
         self.handed = [False] * len(weights)
         self.around: Any = None
         self.others: dict[Any, Results] = {}
@@ -70,20 +89,20 @@ class Block:
         return (
             weight is self.weights[i]
             and weight._version == self.versions[i]
-            and _address(weight) == self.addresses[i]
-            and not (self.handed[i] and self.use is not None and self.use.consumed
-                     and norm.training and regions.in_backward() == -1)
-            and (self.batch.training or not norm.training)
+            and address_of(weight) == self.addresses[i]
+            and not (self.handed[i] and self.use.consumed and norm.training
+                     and regions.in_backward() == -1)
+            and (self.training or not norm.training)
             and (not self.batch.learned_scales or self._scale_holds(i, norm))
-            and self.results.computed.inference <= torch.is_inference_mode_enabled()
+            and self.inference <= torch.is_inference_mode_enabled()
         )  # fmt: skip
 
     def has_seen(self, i: int, alias: Tensor) -> bool:
         """Whether the vectors were advanced for the weight behind ``alias``, as it is now."""
         return (
             alias._version == self.versions[i]
-            and _address(alias) == self.addresses[i]
-            and not (self.handed[i] and self.use is not None and self.use.consumed)
+            and address_of(alias) == self.addresses[i]
+            and not (self.handed[i] and self.use.consumed)
         )
 
     def _scale_holds(self, i: int, norm: Norm) -> bool:
@@ -100,12 +119,11 @@ class Block:
             and weight.requires_grad is self.requires[i]
             and torch._C._is_any_autocast_enabled() is self.autocast is False
             and not regions.inside(False)
-            and not (use is not None and use.consumed)
+            and not use.consumed
         ):
             results = self._elsewhere(i, norm, weight)
-            tensor, use = results.tensors[0], results.use
-        if use is not None:
-            use.shared = use.shared or self.handed[i]
+            tensor, use = results.tensors[0], results.use or _NEVER_CONSUMED
+        use.shared = use.shared or self.handed[i]
         self.handed[i] = True
         return tensor
 
@@ -118,7 +136,7 @@ class Block:
             return recalled
         out_dtype = autocast_dtype(weight) if torch._C._is_any_autocast_enabled() else None
         grad, requires = torch.is_grad_enabled(), weight.requires_grad
-        consumed = self.use is not None and self.use.consumed
+        consumed = self.use.consumed
         if (
             out_dtype == computed.out_dtype
             and (grad, requires) == (self.grad, self.requires[i])
@@ -174,7 +192,8 @@ def current() -> Frame | None:
         return None
 
 
-def _address(weight: Tensor) -> int:
+def address_of(weight: Tensor) -> int:
+    """Where a weight lies; 0 for one that has no memory of its own."""
     try:
         return weight.data_ptr()
     except RuntimeError:  # a tensor of a functorch transform, or a fake one
@@ -183,25 +202,46 @@ def _address(weight: Tensor) -> int:
 
 def read(norm: Norm, weight: Tensor) -> Tensor:
     """The normalized weight of one layer: what its ``weight`` property gives."""
-    if not norm.vector_names:
-        return F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
     if torch.compiler.is_compiling():
         return _read_traced(norm, weight)
     handle = norm.state.handle
-    frame = current()
+    try:
+        frame = _local.frame
+    except AttributeError:
+        frame = None
     while frame is not None:
         for block in frame.blocks:
             i = block.index.get(handle)
-            if i is not None:
-                tensor = block.hand_out(i, norm, weight)
-                return _read_alone(norm, weight) if tensor is None else tensor
+            if i is None:
+                continue
+            # The common case of :meth:`Block.hand_out`, in line: a call costs as much again.
+            if (
+                block.plain
+                and weight is block.weights[i]
+                and weight._version == block.versions[i]
+                and weight.data_ptr() == block.addresses[i]
+                and not block.handed[i]
+                and not block.use.consumed
+                and norm.training is block.training
+                and _is_grad_enabled() is block.grad
+                and weight.requires_grad is block.requires[i]
+                and not _is_any_autocast_enabled()
+                and _hooks_on_top(True) is None
+                and _in_backward() == -1
+            ):
+                block.handed[i] = True
+                return block.tensors[i]  # type: ignore[no-any-return]
+            tensor = block.hand_out(i, norm, weight)
+            return _read_alone(norm, weight) if tensor is None else tensor
         if frame.given is not None and handle in frame.given:
-            return frame.given[handle]
+            return frame.given[handle]  # type: ignore[no-any-return]
         frame = frame.outer
     return _read_alone(norm, weight)
 
 
 def _read_alone(norm: Norm, weight: Tensor) -> Tensor:
+    if not norm.vector_names:  # 1-d
+        return F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
     require_plain(weight)
     return read_batch(alone(norm), [weight]).tensors[0]
 
@@ -220,14 +260,12 @@ def held(norm: Norm, weight: Tensor) -> bool:
     return False
 
 
-def block_of(batch: Batch, weights: Sequence[Tensor]) -> Block | None:
+def block_of(batch: Batch, weights: Sequence[Tensor], addresses: Sequence[int]) -> Block | None:
     """Computes ``batch`` for one forward; None where results cannot be shared by its reads."""
-    try:
-        weights[0]._version  # noqa: B018
-    except RuntimeError:  # inference tensors: no change of theirs could be seen
+    if weights[0].is_inference():  # no change of theirs could be seen
         return None
     around = regions.regions() if regions.inside(batch.training) else None
-    block = Block(batch, weights, read_batch(batch, weights))
+    block = Block(batch, weights, addresses, read_batch(batch, weights))
     block.around = around
     return block
 
@@ -300,6 +338,8 @@ torch.library.register_fake("fastsn::advance", lambda *args: None, lib=library)
 
 
 def _read_traced(norm: Norm, weight: Tensor) -> Tensor:
+    if not norm.vector_names:
+        return F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
     frame = current()
     while frame is not None:
         if frame.given is not None and norm.state.handle in frame.given:
@@ -320,7 +360,10 @@ def traced_batch(batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
             torch.ops.fastsn.advance([weight.detach() for weight in weights], us, vs, batch.handles)
         iterations = 0
-    numbers = normalize(
+    call = normalize
+    if torch.compiler.is_exporting() and not iterations:  # in plain torch, for ONNX and others
+        call = lambda *args, store: Numbers(*reference.differentiable(*args[:-1]))  # noqa: E731
+    numbers = call(
         batch.plan, weights, us, vs, batch.scale_tensor(weights[0].device), iterations, out_dtype,
         requested_backend(), store=iterations > 0,
     )  # fmt: skip

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from fastsn import forward
 from fastsn.forward import Batch, alone, autocast_dtype, batches, compute
-from fastsn.frames import Frame, block_of, close, current, held, open_frame, traced_batch
+from fastsn.frames import (
+    Frame,
+    address_of,
+    block_of,
+    close,
+    current,
+    held,
+    open_frame,
+    traced_batch,
+)
 from fastsn.parametrization import SpectralNorm
 from fastsn.state.classes import (
     GROUP,
@@ -40,11 +49,16 @@ class Member(NamedTuple):
         return ".".join(part for part in (self.name, self.tensor_name) if part)
 
     @property
-    def weight(self) -> Tensor:
+    def slot(self) -> dict[str, Any]:
+        """What holds the weight, as ``original``: the short way to it."""
         held: Any = self.layer._modules["parametrizations"]
         held = held._modules[self.tensor_name]
-        weight = held._parameters.get("original")  # the short way, for all but buffers
-        return held.original if weight is None else weight
+        parameters: dict[str, Any] = held._parameters
+        return parameters if "original" in parameters else held._buffers
+
+    @property
+    def weight(self) -> Tensor:
+        return self.slot["original"]  # type: ignore[no-any-return]
 
 
 class SpectralNormGroup:
@@ -94,31 +108,36 @@ class SpectralNormGroup:
     def _adopt(self, members: list[Member]) -> None:
         self.members = members
         # 1-d weights have no vectors, and are divided by their norm where they are read.
-        counted = [member for member in members if member.norm.vector_names]
-        self._norms = [member.norm for member in counted]
-        self._counted = counted
-        self._edges = [edge for member in members for edge in _edges(self.model, member)]
-        self._batches: list[tuple[Batch, list[int]]] = []
-        self._made_at = -1
+        self._counted = [member for member in members if member.norm.vector_names]
+        self._norms = [member.norm for member in self._counted]
+        self._slots = [member.slot for member in self._counted]
+        weights = [slot["original"] for slot in self._slots]
+        self._batches = batches(self._norms, weights) if weights else []
+        self._seen: Any = None
 
     # Forward
 
     def _open(self) -> Frame | None:
         """Computes the weights that no open frame holds yet; the frame that hands them out."""
-        if "_edges" not in self.__dict__:  # a copy, at its first forward
-            self._adopt(self.members)
         if torch.compiler.is_compiling():
             return self._open_traced()
-        self._check_members()
-        weights = [member.weight for member in self._counted]
-        if current() is None and not self._is_sharded(weights):
-            chosen = self._whole(weights)
-        else:
-            chosen = self._rest(weights)
-        frame = Frame(current())
+        weights = [slot["original"] for slot in self._slots]
+        addresses = [address_of(weight) for weight in weights]
+        outer = current()
+        seen = (
+            forward.changes, addresses, list(map(id, weights)),
+            [norm.training for norm in self._norms],
+        )  # fmt: skip
+        chosen = self._batches
+        if outer is not None or seen != self._seen:
+            chosen = self._choose(weights, seen)
+        frame = Frame(outer)
         try:
             for batch, own in chosen:
-                block = block_of(batch, [weights[i] for i in own])
+                if len(own) == len(weights):
+                    block = block_of(batch, weights, addresses)
+                else:
+                    block = block_of(batch, [weights[i] for i in own], [addresses[i] for i in own])
                 if block is not None:
                     frame.blocks.append(block)
         except RuntimeError as error:
@@ -129,14 +148,18 @@ class SpectralNormGroup:
         open_frame(frame)
         return frame
 
-    def _whole(self, weights: Sequence[Tensor]) -> list[tuple[Batch, list[int]]]:
-        """Batches of all weights: those of the last forward, if the layers are as they were."""
-        if self._made_at != forward.changes or not all(
-            batch.is_uniform([weights[i] for i in own]) for batch, own in self._batches
-        ):
-            self._batches = batches(self._norms, weights)
-            self._made_at = forward.changes
+    def _choose(self, weights: Sequence[Tensor], seen: Any) -> list[tuple[Batch, list[int]]]:
+        """Batches of the weights that are to be computed, if they are not those of last time."""
+        if is_fsdp_module(self.model) or any(map(is_sharded, weights)) or current() is not None:
+            return self._rest(weights)
+        self._batches, self._seen = batches(self._norms, weights), seen
         return self._batches
+
+    def _close(self, frame: Frame) -> None:
+        """After a forward that has returned: a layer that has not been read may be gone."""
+        for block in frame.blocks:
+            if False in block.handed:
+                return self._check_members()
 
     def _rest(self, weights: Sequence[Tensor]) -> list[tuple[Batch, list[int]]]:
         """Batches of the weights that are here and that no outer frame holds."""
@@ -149,19 +172,14 @@ class SpectralNormGroup:
                 norm.state.forget_weight()
             if not sharded and not held(norm, weight):
                 free.append(i)
-        if len(free) == len(weights):
-            return self._whole(weights)
         some = batches([self._norms[i] for i in free], [weights[i] for i in free])
         return [(batch, [free[i] for i in own]) for batch, own in some]
-
-    def _is_sharded(self, weights: Sequence[Tensor]) -> bool:
-        return is_fsdp_module(self.model) or any(map(is_sharded, weights))
 
     def _open_traced(self) -> Frame | None:
         """:meth:`_open` in compiled code."""
         frame, given = current(), {}
         for batch, own in self._batches_for_tracing():
-            weights = [self._counted[i].weight for i in own]
+            weights = [self._slots[i]["original"] for i in own]
             if frame is None or not all(map(held, batch.norms, weights)):
                 tensors = traced_batch(batch, weights)
                 given.update(zip(batch.handles, tensors, strict=True))
@@ -192,9 +210,8 @@ class SpectralNormGroup:
                         ) from error
 
     def _check_members(self) -> None:
-        for modules, key, module in self._edges:
-            if modules.get(key) is not module:
-                return self._look_again()
+        if not all(_is_in(self.model, member) for member in self.members):
+            self._look_again()
 
     def _look_again(self) -> None:
         """After a change of the model: wrapped layers are still members, normless ones are not.
@@ -220,14 +237,13 @@ class SpectralNormGroup:
         self._adopt([found[key] for key in kept if key in found])
 
     def _before_load(
-        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str,
-        local_metadata: Any, strict: bool, *_unused: Any,
-    ) -> None:  # fmt: skip
+        self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
+    ) -> None:
         """Checks every layer's entries before the first one is copied."""
         if module is self.model:
             for member in self.members:
                 path = f"{prefix}{member.name}." if member.name else prefix
-                prepare_load(member.layer, state_dict, path, strict)
+                prepare_load(member.layer, state_dict, path)
 
     # What users call
 
@@ -274,9 +290,7 @@ class SpectralNormGroup:
         change of a weight has no effect. In training mode, too, the weights are those of an
         evaluation.
         """
-        if "_edges" not in self.__dict__:
-            self._adopt(self.members)
-        weights = [member.weight for member in self._counted]
+        weights = [slot["original"] for slot in self._slots]
         for weight in weights:
             require_plain(weight)
         given = {}
@@ -316,7 +330,8 @@ class SpectralNormGroup:
         return {name: self.__dict__[name] for name in ("exclude", "members", "model", "notes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # and no more: the model is still being made
+        self.__dict__.update(state)
+        self._adopt(self.members)  # the model itself is still being made, its layers are there
 
     def __repr__(self) -> str:
         lines = [f"SpectralNormGroup of {type(self.model).__name__}: {len(self)} weights"]
@@ -350,13 +365,20 @@ def _collect(model: nn.Module, exclude: Sequence[str]) -> list[Member]:
     return members
 
 
-def _edges(model: nn.Module, member: Member) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """The ways from ``model`` to a member's norm, each a module in another one's ``_modules``."""
+def _is_in(model: nn.Module, member: Member) -> bool:
+    """Whether a member is where it was, with its norm."""
     module: Any = model
-    for key in (*member.path, "parametrizations", member.tensor_name, "0"):
-        inner = module._modules[key]
-        yield module._modules, key, inner
-        module = inner
+    for key in member.path:
+        module = module._modules.get(key)
+        if module is None:
+            return False
+    if module is not member.layer:
+        return False
+    for key in ("parametrizations", member.tensor_name, "0"):
+        module = module._modules.get(key)
+        if module is None:
+            return False
+    return module is member.norm
 
 
 def group_of(model: nn.Module) -> SpectralNormGroup:
@@ -392,8 +414,11 @@ def make_forward(cls: Any) -> Callable[..., Any]:
         if frame is None:
             return inner(self, *args, **kwargs)
         try:
-            return inner(self, *args, **kwargs)
+            output = inner(self, *args, **kwargs)
         finally:
             close(frame)
+        if frame.blocks:
+            group._close(frame)
+        return output
 
     return forward

@@ -57,7 +57,7 @@ def attach(
         ):
             return *_bare(numbers), None
     use = Use()
-    results = _Node.apply(plan, numbers, use, keep, scale_tensor, *weights)
+    results = _apply(plan, numbers, use, keep, scale_tensor, *weights)
     return list(results[:-1]), results[-1], use
 
 
@@ -113,6 +113,11 @@ class _Node(torch.autograd.Function):
             plan, tangents[5:], tangents[4], weights_sn, ctx.saved_tensors[-1], vectors,
             view_stats, scale_tensor,
         )  # fmt: skip
+
+
+# Function.apply without its look for dead wrappers of functorch, which takes longer than the node;
+# where functorch is at work, no node is made here.
+_apply: Any = super(torch.autograd.Function, _Node).apply
 
 
 def _saved(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastsn.backends import call, reference
 from fastsn.plan import Plan, plan_of
@@ -70,18 +71,26 @@ def normalize(
 ) -> Numbers:
     """One call; with ``store`` the new vectors go into ``us`` and ``vs``, in place, as well.
 
-    Under functorch's transforms (``torch.func.grad``, ``vmap``, ``jvp``), and with forward-mode
-    dual tensors, the results carry derivatives; otherwise they are numbers only where no autograd
-    is on, and the op's where it is.
+    Under functorch's transforms (``torch.func.grad``, ``vmap``, ``jvp``) and in a trace of
+    ``torch.jit`` it is plain torch, with all its derivatives. In compiled code, and where a mode
+    watches, it is the op. Elsewhere the results are numbers, to be given a node
+    (:mod:`fastsn.node`).
     """
     given = weights, us, vs, scale_tensor
     if torch.compiler.is_compiling():
         results = _traced(plan, *given, n_power_iterations, out_dtype, backend)
-    elif torch._C._are_functorch_transforms_active():
+    elif torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         results = reference.differentiable(plan, *given, n_power_iterations, out_dtype)
         if store and n_power_iterations:
             _store_transformed(plan, results[2], us, vs)
         return Numbers(*results)
+    elif forward_ad._current_level >= 0:
+        # Tangents are the node's to give (:mod:`fastsn.node`); vectors have none.
+        with forward_ad._set_fwd_grad_enabled(False):
+            primal = [weight.detach() for weight in weights]
+            scales = None if scale_tensor is None else scale_tensor.detach()
+            options = n_power_iterations, out_dtype, backend
+            return Numbers(*call.forward(plan, primal, us, vs, scales, *options, store=store))
     elif _unwatched(weights):
         options = n_power_iterations, out_dtype, backend
         return Numbers(*call.forward(plan, *given, *options, store=store))
@@ -210,14 +219,14 @@ def _is_batched(tensor: Tensor | None) -> bool:
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def _unwatched(tensors: Sequence[Tensor]) -> bool:
     """With no autograd and no mode or subclass the way through the dispatcher has no purpose."""
     if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() != 0:
         return False
-    return all(type(tensor) in _PLAIN for tensor in tensors)
+    return set(map(type, tensors)) <= _PLAIN
 
 
 # The two ops, for the dispatcher

@@ -128,6 +128,10 @@ class SpectralNorm(nn.Module):
             if self.update == "step":
                 self.state.sight = look(weight, self.scale, None)
 
+    def forget_weight(self) -> None:
+        """With ``update="step"``: takes the weight for changed at the next forward."""
+        self.state.forget_weight()
+
     # Forward
 
     #: What the weight's property calls, where nothing else has a part in it.
@@ -176,7 +180,7 @@ class SpectralNorm(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self.state.forget_weight()
+        self.forget_weight()
 
     def extra_repr(self) -> str:
         name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]
@@ -238,6 +242,10 @@ def spectral_norm(
         >>> layer(torch.randn(1, 3, 8, 8)).shape
         torch.Size([1, 64, 6, 6])
     """
+    if not isinstance(bidirectional, bool):
+        raise TypeError(f"expected bidirectional to be True or False, got {bidirectional!r}")
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+        raise TypeError(f"expected dim to be an int or None, got {dim!r}")
     kind = BSN if bidirectional else SN
     return register(module, name, n_power_iterations, eps, dim, kind=kind, scale=scale)
 
@@ -268,7 +276,9 @@ def adopt(module: nn.Module, name: str, norm: SpectralNorm) -> None:
     """What a layer needs beside its :class:`SpectralNorm`: pickling, checkpoints, tied weights."""
     adapt_class(module)
     install_load_hook(module)
-    claim_weight(parametrizations_of(module)[name].original, module, name)
+    held = parametrizations_of(module)[name]
+    if held.is_tensor:
+        claim_weight(held.original, module, name)
 
 
 def default_dim(module: nn.Module) -> int:

@@ -65,10 +65,12 @@ class Plan:
         flat_views: those of all weights, in order.
         sizes: lengths of all vectors, per unfolding u, then v.
         eps: lower bound of the norms the vectors are divided by.
+        any_contiguous: compiled kernels walk every contiguous weight in place.
     """
 
     __slots__ = (
-        "_parts", "dims", "eps", "firsts", "flat_views", "kinds", "scales", "shapes", "sizes",
+        "_parts", "any_contiguous", "dims", "eps", "firsts", "flat_views", "kinds", "scales",
+        "shapes", "sizes",
         "views",
     )  # fmt: skip
 
@@ -83,6 +85,9 @@ class Plan:
         self.shapes = shapes
         self.dims, self.kinds, self.scales = list(dims), list(kinds), list(scales)
         self.eps = eps
+        self.any_contiguous = all(
+            kind != SN_V_FIRST or dim == 0 for dim, kind in zip(dims, kinds, strict=True)
+        )
         self.views = [views_of(*each) for each in zip(shapes, dims, kinds, strict=True)]
         self.flat_views = [view for views in self.views for view in views]
         self.sizes = [size for view in self.flat_views for size in (view.rows, view.cols)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Notes", "Region", "in_backward", "inside", "regions"]
+__all__ = ["Notes", "Region", "hooks_on_top", "in_backward", "inside", "regions"]
 
 
 class Notes:
@@ -46,7 +46,7 @@ class Notes:
 Region = tuple[bool, Notes]
 
 _NAME = "_fastsn_notes"
-_hooks_on_top = torch._C._autograd._top_saved_tensors_default_hooks
+hooks_on_top = torch._C._autograd._top_saved_tensors_default_hooks
 _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 
@@ -58,7 +58,7 @@ in_backward = torch._C._current_graph_task_id
 def inside(training: bool) -> bool:
     """Whether a region may be there: a quick look, which most forwards leave with False."""
     return (
-        _hooks_on_top(True) is not None
+        hooks_on_top(True) is not None
         or in_backward() != -1
         # a reentrant region's forward runs without gradients
         or (training and not torch.is_grad_enabled())
@@ -87,7 +87,7 @@ def _by_hooks(module: Any) -> Iterator[tuple[bool, Any]]:
     kind = getattr(module, "_CheckpointFrame", None)
     lifted: list[Any] = []
     try:
-        while kind is not None and (hooks := _hooks_on_top(True)) is not None:
+        while kind is not None and (hooks := hooks_on_top(True)) is not None:
             lifted.append(hooks)
             _pop_hooks()
     finally:

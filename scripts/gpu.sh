@@ -121,7 +121,7 @@ FASTSN_BACKEND=cuda within 120 "$python" -m pytest benchmarks/test_speed.py \
 if "$python" -c 'import jsonargparse, torchvision, tqdm, yaml' 2>/dev/null; then
     for graphs in false true; do
         step "training step of the CIFAR10 network, CUDA graphs: $graphs"
-        within 40 "$python" -m fastsn.gan.cli bench-step --model cnn32 --batch 64 --device cuda \
+        within 40 "$python" -m benchmarks.step --model cnn32 --batch 64 --device cuda \
             --seconds 3 --cuda_graphs "$graphs" --out "$out/$gpu-step-graphs-$graphs.json" || status=1
     done
 else

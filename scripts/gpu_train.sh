@@ -7,7 +7,7 @@
 #   OPTION   of `fastsn train`, as --train.steps 100000
 # Needs fastsn with its extra [gan].
 #   PYTHON   default: .venv/bin/python if it is there, else python3
-#   OUT      folder of the results (default results/gpu): runs/, and report/ with pictures
+#   OUT      folder of the results (default paper/results/gpu): runs/ with their tables, and report/
 #   RUNS     folder of the runs themselves (default runs/gpu)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$1
 shift
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-out=${OUT:-results/gpu}
+out=${OUT:-paper/results/gpu}
 runs=${RUNS:-runs/gpu}
 export PYTHONPATH=.
 
@@ -29,9 +29,9 @@ for method in sn bssn; do
         --log.samples_every 5000 --log.diagnostics_every 2000 --log.tensorboard false \
         --eval.every 5000 --eval.extractor classifier --eval.n_fake 10000 --eval.n_score 10000 \
         --out "$runs/$method" "$@"
-    "$python" -c "import sys
-from pathlib import Path
-from fastsn.gan.experiments.records import record_run
-print(record_run(*map(Path, sys.argv[1:])))" "$runs/$method" "$out/runs"
+    mkdir -p "$out/runs/$method"
+    for file in config.yaml environment.json {events,log,metrics,diagnostics}.jsonl; do
+        cp "$runs/$method/$file" "$out/runs/$method/"
+    done
 done
 "$python" -m fastsn.gan.cli report "$runs/sn" "$runs/bssn" --out "$out/report"

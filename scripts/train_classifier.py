@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsn.gan.data import ASSETS
-from fastsn.gan.features import Classifier
+from fastsn.gan.data.sets import ASSETS
+from fastsn.gan.measure.features import Classifier
 
 EPOCHS, BATCH, LR = 8, 128, 3e-3
 

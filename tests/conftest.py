@@ -1,7 +1,9 @@
 """What every test shares: repeatable numbers, poisoned memory, and skips that hide no gap.
 
 ``FASTSN_REQUIRE_BACKENDS`` is a comma-separated list of what must be tested on this machine; a test
-that would skip for want of one of them fails instead, with the same reason.
+that would skip for want of one of them fails instead, with the same reason. ``FASTSN_TEST_THREADS``
+and ``FASTSN_TEST_SIMD`` (an instruction set of the CPU kernels) play other machines: ``make
+test-machines``.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 import fastsn
-from fastsn.backends import explain
+from fastsn.backends import explain, native
 
 #: The backends, and two ways to test the CUDA sources without a GPU: compiled for the host and run,
 #: and compiled by nvcc but not run.
@@ -61,7 +63,19 @@ def pytest_configure(config: pytest.Config) -> None:
             f"FASTSN_REQUIRE_BACKENDS: expected names in {REQUIRABLE}, got {sorted(unknown)}"
         )
     # two threads on every machine: one would leave the parallel code untried
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("FASTSN_TEST_THREADS") or 2))
+    if level := os.environ.get("FASTSN_TEST_SIMD"):
+        require_level(level)
+
+
+def require_level(level: str) -> None:
+    """Uses the CPU kernels of one instruction set, a lower one than the processor has."""
+    if reasons := explain(torch.device("cpu"))["cpu"]:
+        raise pytest.UsageError(f"FASTSN_TEST_SIMD: {'; '.join(reasons)}")
+    try:
+        native.cpu.ops.set_simd_level(level)
+    except RuntimeError as error:
+        raise pytest.UsageError(f"FASTSN_TEST_SIMD: {error}") from None
 
 
 def pytest_report_header() -> str:

@@ -28,7 +28,13 @@ TARGETS: dict[str, list[Any]] = {
     "ops.so": [
         *("-O1", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
         *("-DTORCH_STABLE_ONLY", "-isystem", TORCH / "include", "-L", TORCH / "lib"),
-        *(CUDA / "ops.cpp", CUDA / "arguments.cpp", CUDA / "kernel_name.cpp", HOST / "shim.cpp", HOST / "launch.cpp"),
+        *(
+            CUDA / "ops.cpp",
+            CUDA / "arguments.cpp",
+            CUDA / "kernel_name.cpp",
+            HOST / "shim.cpp",
+            HOST / "launch.cpp",
+        ),
         *("-ltorch", "-ltorch_cpu", "-lc10"),
     ],
     # fewer threads per block, because a sanitizer follows each of them

@@ -155,9 +155,7 @@ def test_the_weight_changes_between_forward_and_backward(
 
 @REENTRANT
 @in_all_settings
-def test_one_layer_read_many_times_in_a_region(
-    reentrant: bool, update: str, grouped: bool
-) -> None:
+def test_one_layer_read_many_times_in_a_region(reentrant: bool, update: str, grouped: bool) -> None:
     """Alone, every read advances; the recomputation repeats the reads in their order."""
 
     def thrice(block: nn.Module, x: Tensor) -> Tensor:

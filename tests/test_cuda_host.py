@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import flat_reference as reference
 import pytest
 import torch
 from cuda_host import (
@@ -27,10 +26,12 @@ from cuda_host import (
     flat,
     make_group,
 )
+from flat import reference
 from test_backends import EDGES, LARGE, check_accuracy, laid_out, random_case, random_shape
 
 import fastsn
 from fastsn import backends as choice
+from fastsn.backends.native import NativeBackend
 from fastsn.plan import BSN, SN, SN_V_FIRST
 
 # relative errors of results, of sums in the accumulation dtype, and of vectors
@@ -58,7 +59,8 @@ def host(
 @pytest.fixture
 def simulated(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend ``cuda``, in use, with the simulated device's kernels behind it."""
-    kernels = {"forward": host.forward, "backward": host.backward}
+    kernels = NativeBackend("cuda_host", "", "")  # its ops: torch.ops.fastsn_cuda_host
+    kernels = {"forward": kernels.forward, "backward": kernels.backward}
     backend = replace(choice.BACKENDS["cuda"], **kernels, unsupported_reasons=lambda *args: [])
     monkeypatch.setitem(choice.BACKENDS, "cuda", backend)
     choice.forget_choices()

@@ -21,6 +21,7 @@ import oracle
 import pytest
 import torch
 from cases import KINDS
+from flat import Flat
 
 from fastsn.backends.triton import launch as triton_backend
 from fastsn.backends.triton import tables as triton_tables
@@ -330,7 +331,7 @@ def test_arguments_that_would_lead_a_kernel_astray(change: dict[str, Any], messa
         "scale_tensor": None, "n_power_iterations": 1, "eps": 1e-12, "out_dtype": None,
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
-        triton_backend.forward(**{**arguments, **change})
+        Flat(triton_backend).forward(**{**arguments, **change})
 
 
 def test_unsupported_weights_are_named() -> None:
@@ -447,10 +448,12 @@ def test_launches_compile_as_calls_make_them(
     weights, kinds = [torch.ones(4, 6, 3, 3), torch.ones(5, 7)], [oracle.BSN, oracle.SN]
     us, vs = [[torch.ones(n) for n in sizes] for sizes in ((4, 6, 5), (54, 36, 7))]
     scales = [1.0, 2.0]
-    results = triton_backend.forward(
+    results = Flat(triton_backend).forward(
         weights, us, vs, [0, 0], kinds, scales, None, 1, 1e-12, torch.bfloat16
     )
-    triton_backend.backward(results[0], None, *results, [0, 0], kinds, scales, None, torch.float32)
+    Flat(triton_backend).backward(
+        results[0], None, *results, [0, 0], kinds, scales, None, torch.float32
+    )
     assert launched == [
         "multiply_rows", "multiply_cols", "write_weights", "inner_products", "write_gradients"
     ]  # fmt: skip

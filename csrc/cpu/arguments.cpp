@@ -115,13 +115,14 @@ bool same_strides(const Tensor& a, const Tensor& b) {
 }
 
 Tensor new_like(const Tensor& like, DType dtype) {
-  using torch::stable::detail::from;
-  std::optional<ScalarType> type = to_scalar_type(dtype);
-  std::array<StableIValue, 6> stack{from(like),         from(type),         from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  // The shim's own function: the dispatcher looks an op up by its name at every call.
+  static const int32_t types[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
+                                  aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      like.dim(), like.sizes().data(), like.strides().data(), types[static_cast<int>(dtype)],
+      aoti_torch_device_type_cpu(), 0, &result));
+  return Tensor(result);
 }
 
 Tensor new_tensor(std::initializer_list<int64_t> sizes, DType dtype) {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -41,14 +40,16 @@ def forward(
         if scale_tensor is not None:
             scale_tensor = scale_tensor.contiguous()
     given = us, vs
-    if not chosen.any_layout and not all(x.is_contiguous() for x in (*us, *vs)):
+    if not chosen.any_layout and False in [vector.is_contiguous() for vector in (*us, *vs)]:
         us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
     in_kernel = store and chosen.stores_vectors and us is given[0]
     options = (in_kernel,) if chosen.stores_vectors else ()
-    with _no_autocast(first.device):
-        results, sigmas, vectors, view_stats = chosen.forward(
-            used_plan, laid_out, us, vs, scale_tensor, n_power_iterations, out_dtype, *options
-        )
+    call = used_plan, laid_out, us, vs, scale_tensor, n_power_iterations, out_dtype, *options
+    if torch._C._is_any_autocast_enabled():  # it is still on, and would lower the precision
+        with torch.autocast(first.device.type, enabled=False):
+            results, sigmas, vectors, view_stats = chosen.forward(*call)
+    else:
+        results, sigmas, vectors, view_stats = chosen.forward(*call)
     if in_kernel:
         torch.autograd.graph.increment_version((*us, *vs))
     elif store:
@@ -85,11 +86,14 @@ def backward(
         grads = _like_layouts(grads, weights_sn, laid_out, plan, used_plan)
         grad_sigmas = None if grad_sigmas is None else grad_sigmas.contiguous()
         scale_tensor = None if scale_tensor is None else scale_tensor.contiguous()
-    with _no_autocast(sigmas.device):
-        results, grad_scales = chosen.backward(
-            used_plan, grads, grad_sigmas, laid_out, sigmas, vectors, view_stats, scale_tensor,
-            grad_dtype,
-        )  # fmt: skip
+    saved = laid_out, sigmas, vectors, view_stats, scale_tensor
+    if torch._C._is_any_autocast_enabled():
+        with torch.autocast(sigmas.device.type, enabled=False):
+            results, grad_scales = chosen.backward(
+                used_plan, grads, grad_sigmas, *saved, grad_dtype
+            )
+    else:
+        results, grad_scales = chosen.backward(used_plan, grads, grad_sigmas, *saved, grad_dtype)
     if laid_out is not weights_sn:
         results = _restore_layouts(results, weights_sn, laid_out, plan, used_plan)
     return results, grad_scales
@@ -100,11 +104,12 @@ def backward(
 
 def _native_layouts(plan: Plan, weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], Plan]:
     """The weights as compiled kernels can walk them, and the plan for them: copies if need be."""
+    if plan.any_contiguous and False not in [weight.is_contiguous() for weight in weights]:
+        return weights, plan
     odd = [
         i
         for i, (weight, kind) in enumerate(zip(weights, plan.kinds, strict=True))
-        if not (weight.is_contiguous() and (kind != SN_V_FIRST or plan.dims[i] == 0))
-        and not native_layout(weight, plan.dims[i], kind)
+        if not native_layout(weight, plan.dims[i], kind)
     ]
     if not odd:
         return weights, plan
@@ -152,13 +157,6 @@ def _restore_layouts(
             moved = results[i].movedim(used_plan.dims[i], plan.dims[i])
             restored[i] = torch.empty_like(weight, dtype=moved.dtype).copy_(moved)
     return restored
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast is still on inside an op and would lower the reference's precision."""
-    if not torch._C._is_any_autocast_enabled():
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _check_vectors(

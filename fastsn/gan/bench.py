@@ -1,29 +1,35 @@
 """What normalizing all weights of a network costs by itself: fastsn beside torch, in turns.
 
-The short table of ``fastsn bench``; a training step is timed by :mod:`fastsn.gan.bench_step`.
+The short table of ``fastsn bench``; ``benchmarks/step.py`` times training steps.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import PositiveFloat, restricted_number_type
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fastsn
-from fastsn.gan.bench_step import in_turns, recorded
-from fastsn.gan.config import ConfigError
-from fastsn.gan.models import NETWORKS, build
-from fastsn.gan.ranks import choose_device
-from fastsn.gan.run_dir import environment
+from fastsn.gan.config import ConfigError, ModelName
+from fastsn.gan.nets.models import build
+from fastsn.gan.run.folder import environment
+from fastsn.gan.run.ranks import choose_device
 
-__all__ = ["BenchOptions", "bench", "measure", "table"]
+__all__ = ["BenchOptions", "bench", "in_turns", "measure", "recorded", "table"]
+
+#: An hour is a typing error.
+Seconds = restricted_number_type("Seconds", float, [(">", 0), ("<=", 3600)])
 
 MODES = ("forward", "forward + backward", "evaluation")
 
@@ -41,10 +47,10 @@ class BenchOptions:
         out: JSON file to write, too.
     """
 
-    model: str = "cnn32"
-    width: float = 1.0
-    seconds: float = 0.5
-    device: str = "auto"
+    model: ModelName = "cnn32"
+    width: PositiveFloat = 1.0
+    seconds: Seconds = 0.5  # type: ignore[valid-type]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: str = "auto"
     out: str | None = None
 
@@ -86,14 +92,6 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     Raises:
         ConfigError: an option out of range, or a backend that cannot serve here.
     """
-    if options.model not in NETWORKS:
-        raise ConfigError(f"--model: expected one of {', '.join(NETWORKS)}, got {options.model}")
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device: expected auto, cpu or cuda, got {options.device}")
-    for name in ("width", "seconds"):
-        value = getattr(options, name)
-        if not value > 0:
-            raise ConfigError(f"--{name}: expected a positive number, got {value}")
     device = choose_device(options.device)
     start = Weights(build(options.model, width=options.width)[1]).to(device)
     originals = list(start())
@@ -156,3 +154,43 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{row[mode] * 1e3:.3f} ms ({first[mode] / row[mode]:4.1f}x)" for mode in MODES]
         lines.append(f"{row['method']:<12}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+def recorded(measuring: Callable[[], dict[str, Any]], out: str | None) -> dict[str, Any]:
+    """The result of ``measuring``, also written to the JSON file ``out``, if there is one.
+
+    Raises:
+        ConfigError: before anything is measured, if ``out`` has no folder.
+    """
+    if out is not None and not Path(out).parent.is_dir():
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
+    result = measuring()
+    if out is not None:
+        Path(out).write_text(f"{json.dumps(result, indent=2)}\n", encoding="utf-8")
+    return result
+
+
+def in_turns(
+    steps: dict[str, Callable[[], None]], wait: Callable[[], None], seconds: float
+) -> dict[str, list[float]]:
+    """Seconds per iteration of every turn."""
+    inner = {}
+    for title, step in steps.items():
+        for _ in range(4):  # optimizer states, CUDA graphs, caches
+            step()
+        wait()
+        start = time.perf_counter()
+        step()
+        wait()
+        # Turns of about 50 ms: long against the clock, short against what disturbs.
+        inner[title] = max(1, round(0.05 / max(time.perf_counter() - start, 1e-6)))
+    times: dict[str, list[float]] = {title: [] for title in steps}
+    end = time.perf_counter() + seconds * len(steps)
+    while time.perf_counter() < end or len(times[next(iter(steps))]) < 3:
+        for title, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(inner[title]):
+                step()
+            wait()
+            times[title].append((time.perf_counter() - start) / inner[title])
+    return times

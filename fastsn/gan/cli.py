@@ -1,7 +1,8 @@
-"""The command ``fastsn``: train, sweep, eval, sample, report, experiment, bench and bench-step.
+"""The command ``fastsn``: train, sweep, eval, sample, report and bench.
 
-Exit codes: 0 done (or stopped by SIGTERM, with everything saved), 1 stopped by a failure while
-training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing written.
+Exit codes: 0 done (or stopped by SIGTERM or SIGHUP, with everything saved), 1 stopped by a failure
+while training (the run's ``events.jsonl`` says which), 2 bad input, with one message and nothing
+written, 130 stopped by Ctrl-C, with everything saved.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -34,8 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fastsn.gan.config import ConfigError
 
     parser, commands = _parsers()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["train"], ["sweep"]) and {"-h", "--help"} & {*arguments}:
+        from fastsn.gan.usage import usage
+
+        _say(usage(arguments[0]))
+        return 0
+    arguments = ["--help" if word == "--help_all" else word for word in arguments]
     try:
-        arguments = _with_presets(list(sys.argv[1:] if argv is None else argv))
+        arguments = _with_presets(arguments)
         options = parser.parse_args(arguments)
     except (ArgumentError, ConfigError) as error:
         return _fail(_one_message(error))
@@ -43,18 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Any, options: Namespace) -> int:
-    from fastsn.gan.checkpoint import CheckpointError
     from fastsn.gan.config import ConfigError
-    from fastsn.gan.data import DataError
-    from fastsn.gan.experiments.records import RecordError
-    from fastsn.gan.run_dir import RunDirError
+    from fastsn.gan.data.images import DataError
+    from fastsn.gan.run.checkpoint import CheckpointError
+    from fastsn.gan.run.folder import RunDirError
 
     try:
         return command(options)
     except (
         ConfigError,
         DataError,
-        RecordError,
         RunDirError,
         CheckpointError,
         OSError,
@@ -152,9 +158,11 @@ def _train_options(parser: ArgumentParser) -> None:
 
 
 def _train(options: Namespace) -> int:
+    import traceback
+
     from fastsn.gan.config import from_dict
-    from fastsn.gan.ranks import Ranks
-    from fastsn.gan.train import Stopped, train
+    from fastsn.gan.loop.training import EXPECTED, Diverged, Stopped, train
+    from fastsn.gan.run.ranks import Ranks
 
     tree = options.as_dict()
     out, resume = tree.pop("out"), tree.pop("resume")
@@ -162,10 +170,15 @@ def _train(options: Namespace) -> int:
     try:
         result = train(from_dict(tree), out, resume=resume)
     except Stopped as error:
+        if not isinstance(error.__cause__, (*EXPECTED, Diverged)):
+            traceback.print_exception(error.__cause__)
         sys.stderr.write(f"fastsn: stopped at {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("fastsn: interrupted; the same command goes on from the last checkpoint\n")
+        return 130
+    if result.reason == "SIGINT":
+        sys.stderr.write(f"fastsn: saved at step {result.step}; the same command goes on\n")
         return 130
     if Ranks.from_environment().first:
         _say(f"{result.reason} at step {result.step}: {result.path}")
@@ -194,12 +207,19 @@ def _sweep(options: Namespace) -> int:
 
 
 def _source_options(parser: ArgumentParser) -> None:
+    from jsonargparse.typing import NonNegativeInt
+
     parser.add_argument("source", type=str, help="folder of a run, or a checkpoint file")
     parser.add_argument(
         "--best", type=bool, default=False, help="of a run: its best checkpoint, not its last"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--seed", type=int, default=0, help="of z")
+    parser.add_argument(
+        "--device",
+        type=Literal["auto", "cpu", "cuda"],
+        default="auto",
+        help="cuda where there is one, or one of them",
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of z")
 
 
 def _eval_options(parser: ArgumentParser) -> None:
@@ -228,12 +248,13 @@ def _eval_options(parser: ArgumentParser) -> None:
 def _eval(options: Namespace) -> int:
     import json
 
-    from fastsn.gan.evaluation import evaluate_source
+    from fastsn.gan.measure.evaluation import evaluate_source
+    from fastsn.gan.run.checkpoint import replace_file
 
     row = evaluate_source(options.as_dict())
     text = json.dumps(row, indent=2)
     if options.out is not None:
-        Path(options.out).write_text(f"{text}\n", encoding="utf-8")
+        replace_file(Path(options.out), f"{text}\n".encode())
     _say(text)
     return 0
 
@@ -242,18 +263,30 @@ def _eval(options: Namespace) -> int:
 
 
 def _sample_options(parser: ArgumentParser) -> None:
+    from jsonargparse.typing import PositiveInt, restricted_number_type
+
+    zoom = restricted_number_type("Zoom", int, [(">", 0), ("<=", 64)])
     _source_options(parser)
-    parser.add_argument("--out", type=str, default="samples.png", help="PNG file to write")
     parser.add_argument(
-        "--kind", type=str, default="grid", help="grid, or interpolation: a walk in z per row"
+        "--kind",
+        type=Literal["grid", "interpolation", "images", "npz"],
+        default="grid",
+        help="a grid of samples; a walk in z per row; single PNG files; or one array of all",
     )
-    parser.add_argument("--rows", type=int, default=8, help="rows of the picture")
-    parser.add_argument("--columns", type=int, default=8, help="columns of the picture")
-    parser.add_argument("--zoom", type=int, default=2, help="pixels of the file per pixel")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="file to write, or folder of the images; default: samples.png, .npz or samples/",
+    )
+    parser.add_argument("--n", type=PositiveInt | None, default=None, help="of images or npz")
+    parser.add_argument("--rows", type=PositiveInt, default=8, help="rows of the picture")
+    parser.add_argument("--columns", type=PositiveInt, default=8, help="columns of the picture")
+    parser.add_argument("--zoom", type=zoom, default=2, help="pixels of the file per pixel")
 
 
 def _sample(options: Namespace) -> int:
-    from fastsn.gan.sources import sample_source
+    from fastsn.gan.measure.sources import sample_source
 
     _say(str(sample_source(options.as_dict())))
     return 0
@@ -271,37 +304,6 @@ def _report(options: Namespace) -> int:
     from fastsn.gan.report import report
 
     _say(str(report([Path(run) for run in options.runs], Path(options.out))))
-    return 0
-
-
-# experiment
-
-
-def _experiment_options(parser: ArgumentParser) -> None:
-    from fastsn.gan.experiments.command import add_options
-
-    add_options(parser)
-
-
-def _experiment(options: Namespace) -> int:
-    from fastsn.gan.experiments.command import experiment
-
-    return experiment(options)
-
-
-# bench-step
-
-
-def _bench_options(parser: ArgumentParser) -> None:
-    from fastsn.gan.bench_step import BenchOptions
-
-    parser.add_class_arguments(BenchOptions, None)
-
-
-def _bench(options: Namespace) -> int:
-    from fastsn.gan.bench_step import BenchOptions, bench_step
-
-    _say(bench_step(BenchOptions(**options.as_dict())))
     return 0
 
 
@@ -330,22 +332,16 @@ COMMANDS: dict[str, tuple[str, Any, Any]] = {
         _sweep,
     ),
     "eval": ("Metrics of a checkpoint or of a folder of images.", _eval_options, _eval),
-    "sample": ("A picture of samples or of walks in z.", _sample_options, _sample),
-    "report": ("Curves and samples of runs, as PNG and HTML.", _report_options, _report),
-    "experiment": (
-        "The paper's figures and tables: list, run, draw.",
-        _experiment_options,
-        _experiment,
+    "sample": (
+        "Samples: a picture, single images or an array; walks in z.",
+        _sample_options,
+        _sample,
     ),
+    "report": ("Curves and samples of runs, as PNG and Markdown.", _report_options, _report),
     "bench": (
         "Time of normalizing all weights of a network with torch's SN, fastsn's SN and BSN.",
         _weights_options,
         _bench_weights,
-    ),
-    "bench-step": (
-        "Time of a training step without a norm, with torch's SN, with fastsn's SN and BSSN.",
-        _bench_options,
-        _bench,
     ),
 }
 

@@ -1,20 +1,31 @@
 """Every option of a training run, as one tree of frozen dataclasses.
 
 The command line, the YAML files and the presets are views of this tree: ``train.steps`` is the
-field ``steps`` of ``Config.train``. :mod:`fastsn.gan.validation` says what cannot be used.
+field ``steps`` of ``Config.train``. The types say what an option can be, :func:`validate` what
+options exclude each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from jsonargparse.typing import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 
 __all__ = [
     "CheckpointConfig",
@@ -33,12 +44,48 @@ __all__ = [
     "from_dict",
     "read_config",
     "read_yaml",
+    "validate",
 ]
+
+if TYPE_CHECKING:
+    Resolution = int
+    Steps = int
+    Batch = int
+    Pictures = int
+    Sample = int
+    Width = float
+    Decay = float
+else:
+    # Bounds far above all use: they tell a typing error at once, not after hours.
+    Resolution = restricted_number_type("Resolution", int, [(">", 0), ("<=", 4096)])
+    Width = restricted_number_type("Width", float, [(">", 0), ("<=", 64)])
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+    Steps = restricted_number_type("Steps", int, [(">", 0), ("<", 10**8)])
+    Batch = restricted_number_type("Batch", int, [(">", 0), ("<=", 2**20)])
+    Pictures = restricted_number_type("Pictures", int, [(">", 0), ("<=", 2**16)])
+    Sample = restricted_number_type("Sample", int, [(">=", 2), ("<=", 10**7)])
+
+DataName = Literal[
+    "fashion_mini", "mnist", "fashion_mnist", "cifar10", "stl10", "celeba", "imagenet", "folder",
+    "array",
+]  # fmt: skip
+ModelName = Literal["mnist", "cnn32", "cnn48", "cnn64", "resnet32", "resnet64", "resnet128"]
+Method = Literal[
+    "none", "sn", "ssn", "bsn", "bssn", "sn_conv", "same_gamma", "diff_gamma", "bsn_same_gamma",
+    "bsn_diff_gamma", "torch", "lecun",
+]  # fmt: skip
+#: The methods with a scale, and those that can have another one in each layer.
+SCALED = ("ssn", "bssn", "sn_conv", "lecun")
+SPREADABLE = ("ssn", "bssn", "sn_conv")
+
+#: The largest content of a configuration file, in bytes and in values with all aliases expanded.
+MOST_BYTES, MOST_VALUES = 2**20, 10_000
 
 #: Options that may differ between the parts of one run: where things are, and how long it goes on.
 FREE = frozenset(
     {
         "data.root",
+        "data.verify",
         "train.steps",
         "train.device",
         "log.tensorboard",
@@ -62,11 +109,17 @@ class DataConfig:
             imagenet, folder (any folder of images) or array (.npy, .npz).
         root: folder or file of the data set; not needed for fashion_mini.
         resolution: side of the images in pixels; default: the data set's own.
+        channels: 1 makes grey images, 3 coloured ones; default: the data set's own, of a folder 3
+            if any picture has colours.
+        verify: only the original files of cifar10, stl10 and celeba, by their MD5 sums; false takes
+            a part of them, or copies packed anew.
     """
 
-    name: str = "fashion_mini"
+    name: DataName = "fashion_mini"
     root: str | None = None
-    resolution: int | None = None
+    resolution: Resolution | None = None
+    channels: Literal[1, 3] | None = None
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,9 +134,9 @@ class ModelConfig:
             ResNets have none.
     """
 
-    name: str = "mnist"
-    width: float = 1.0
-    negative_slope: float | None = None
+    name: ModelName = "mnist"
+    width: Width = 1.0
+    negative_slope: NonNegativeFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +156,11 @@ class NormConfig:
         spread_seed: of the layers' scales.
     """
 
-    method: str = "bssn"
-    scale: float = 1.0
-    update: str = "step"
-    spread: float = 0.0
-    spread_seed: int = 0
+    method: Method = "bssn"
+    scale: PositiveFloat = 1.0
+    update: Literal["step", "forward"] = "step"
+    spread: NonNegativeFloat = 0.0
+    spread_seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -119,8 +172,8 @@ class LossConfig:
         gradient_penalty: weight of the gradient penalty (Gulrajani et al. 2017); 0 leaves it out.
     """
 
-    name: str = "hinge"
-    gradient_penalty: float = 0.0
+    name: Literal["hinge", "vanilla", "vanilla_saturating", "wgan"] = "hinge"
+    gradient_penalty: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,15 +193,15 @@ class OptimConfig:
         decay: none, or linear: the learning rates go to 0 over train.steps.
     """
 
-    lr_g: float = 1e-4
-    lr_d: float = 1e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    n_dis: int = 1
-    batch_d: int = 64
-    batch_g: int = 64
+    lr_g: PositiveFloat = 1e-4
+    lr_d: PositiveFloat = 1e-4
+    beta1: Decay = 0.5
+    beta2: Decay = 0.999
+    n_dis: PositiveInt = 1
+    batch_d: Batch = 64
+    batch_g: Batch = 64
     reuse_z: bool = True
-    decay: str = "none"
+    decay: Literal["none", "linear"] = "none"
 
 
 @dataclass(frozen=True)
@@ -163,10 +216,10 @@ class TrainConfig:
             0: none.
     """
 
-    steps: int = 100_000
-    seed: int = 0
-    device: str = "auto"
-    ema: float = 0.0
+    steps: Steps = 100_000
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ema: Decay = 0.0
 
 
 @dataclass(frozen=True)
@@ -203,10 +256,10 @@ class LogConfig:
         tensorboard: also write TensorBoard files.
     """
 
-    every: int = 100
-    samples_every: int = 5_000
-    n_samples: int = 64
-    diagnostics_every: int = 10_000
+    every: PositiveInt = 100
+    samples_every: NonNegativeInt = 5_000
+    n_samples: Pictures = 64
+    diagnostics_every: NonNegativeInt = 10_000
     tensorboard: bool = True
 
 
@@ -219,8 +272,8 @@ class CheckpointConfig:
         keep: how many of the last ones to keep; the best by evaluation is kept beside them.
     """
 
-    every: int = 1_000
-    keep: int = 2
+    every: PositiveInt = 1_000
+    keep: PositiveInt = 2
 
 
 @dataclass(frozen=True)
@@ -238,13 +291,13 @@ class EvalConfig:
         splits: parts the score is averaged over.
     """
 
-    every: int = 0
-    extractor: str = "inception"
+    every: NonNegativeInt = 0
+    extractor: Literal["inception", "classifier"] = "inception"
     weights: str | None = None
-    n_real: int = 5_000
-    n_fake: int = 10_000
-    n_score: int = 50_000
-    splits: int = 10
+    n_real: Sample = 5_000
+    n_fake: Sample = 10_000
+    n_score: Sample = 50_000
+    splits: PositiveInt = 10
 
 
 @dataclass(frozen=True)
@@ -336,30 +389,114 @@ def from_dict(tree: Any, source: str = "the configuration") -> Config:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    kinds = getattr(hint, "__args__", (hint,))
-    if type(value) in kinds:
+    """A plain value that the type allows."""
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return None if value is None else _typed(name, value, kinds[0])
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint) or isinstance(value, bool):
+            raise ConfigError(f"{name}: expected one of {[*get_args(hint)]}, got {value!r}")
         return value
-    if float in kinds and type(value) is int:
-        return float(value)
-    if float in kinds and isinstance(value, str):  # YAML reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
+    base = next(kind for kind in (bool, int, float, str) if issubclass(hint, kind))
+    plain = value
+    if base is float and isinstance(value, str):  # YAML reads 1e-4 as a string
+        with contextlib.suppress(ValueError):
+            plain = float(value)
+    if base is float and isinstance(plain, int) and not isinstance(plain, bool):
+        plain = float(plain)
+    wrong = not isinstance(plain, base) or (isinstance(plain, bool) and base is not bool)
+    if wrong or (base is float and not math.isfinite(plain)):
+        raise ConfigError(f"{name}: expected {base.__name__}, got {value!r}")
+    try:
+        return base(hint(plain))  # jsonargparse's types check when they are made
+    except ValueError:
+        allowed = hint._expression.replace("v", "")
+        raise ConfigError(f"{name}: expected {base.__name__} {allowed}, got {value!r}") from None
+
+
+def validate(config: Config) -> Config:
+    """Returns ``config``, with plain values, if a run can be made of it.
+
+    Raises:
+        ConfigError: the first option that is out of range, or that another one excludes.
+    """
+    config = from_dict(config.to_dict())
+    norm, speed, evals, network = config.norm, config.speed, config.eval, config.model
+    decay, slope = config.optim.decay, network.negative_slope
+
+    def check(right: object, name: str, wanted: str, got: object, why: str = "") -> None:
+        if not right:
+            raise ConfigError(f"{name}: expected {wanted}, got {got}{': ' if why else ''}{why}")
+
+    check(
+        norm.scale == 1 or norm.method in SCALED,
+        "norm.scale",
+        f"1 with norm.method {norm.method!r}",
+        norm.scale,
+        f"the methods with a scale are {', '.join(SCALED)}",
+    )
+    check(
+        not norm.spread or norm.method in SPREADABLE,
+        "norm.spread",
+        f"0 with norm.method {norm.method!r}",
+        norm.spread,
+        f"the methods with a scale for each layer are {', '.join(SPREADABLE)}",
+    )
+    check(
+        slope is None or not network.name.startswith("resnet"),
+        "model.negative_slope",
+        f"none with model.name {network.name!r}",
+        slope,
+        "it has ReLUs alone",
+    )
+    if speed.cuda_graphs:
+        off, why = "speed.cuda_graphs", "a graph keeps the learning rate it was captured with"
+        check(not speed.compile, off, "false with speed.compile", "both")
+        check(decay == "none", off, f"false with optim.decay {decay!r}", "both", why)
+        why = "its random points are drawn inside the step"
+        penalty = config.loss.gradient_penalty
+        check(not penalty, off, "false with loss.gradient_penalty", "both", why)
+    check(
+        not evals.every or evals.extractor != "inception" or evals.weights,
+        "eval.weights",
+        "a file of Inception weights",
+        "none",
+        "give one, or set eval.extractor to classifier, or eval.every to 0",
+    )
+    wanted = f"at least eval.splits ({evals.splits})"
+    check(evals.n_score >= evals.splits, "eval.n_score", wanted, evals.n_score)
+    return config
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """The content of a YAML file, if it is of a size that configurations have.
 
     Raises:
         ConfigError: it cannot be read; the message names the file.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path}: expected at most {MOST_BYTES} bytes of options, got more")
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _values(root, {}) > MOST_VALUES:
+            raise ConfigError(f"{path}: expected at most {MOST_VALUES} options, got more")
+        return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: expected a readable YAML file, got: {error}") from None
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node has with its aliases written out: a few lines may have billions."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # of a node in itself
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_config(path: Path) -> Config:

@@ -61,18 +61,15 @@ class _Weight(property):
         def read(module: Any) -> Any:
             held = module._modules["parametrizations"]._modules[name]
             norms = held._modules
-            norm = norms["0"]
-            read_weight = getattr(type(norm), "read_weight", None)
-            if (
-                read_weight is None
-                or len(norms) != 1
-                or norm._forward_hooks
-                or norm._forward_pre_hooks
-                or parametrize._cache_enabled
-            ):
-                return read_through_torch(module)
-            weight = held._parameters.get("original")
-            return read_weight(norm, held.original if weight is None else weight)
+            if len(norms) == 1:
+                norm = norms["0"]
+                read_weight = getattr(norm, "read_weight", None)
+                if read_weight is not None and not (
+                    norm._forward_hooks or norm._forward_pre_hooks or parametrize._cache_enabled
+                ):
+                    weight = held._parameters.get("original")
+                    return read_weight(held.original if weight is None else weight)
+            return read_through_torch(module)
 
         super().__init__(read, through_torch.fset)
 

@@ -197,10 +197,9 @@ def install_load_hook(module: nn.Module) -> None:
 
 
 def _load_hook(
-    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str,
-    local_metadata: Any, strict: bool, *_unused: Any,
-) -> None:  # fmt: skip
-    prepare_load(module, state_dict, prefix, strict)
+    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_unused: Any
+) -> None:
+    prepare_load(module, state_dict, prefix)
 
 
 def note_settings(norm: Any, destination: Any, prefix: str) -> None:
@@ -221,7 +220,8 @@ def _check_settings(state_dict: Any, stem: str, norm: Any) -> None:
     if given["scale"] != norm.scale or (given["kind"] == BSN and norm.kind != BSN):
         raise RuntimeError(
             f"fastsn: expected a state dict of {ours} for '{stem[:-1]}', got one of {theirs}: "
-            "normalize the model as the file's was, or load with strict=False. Nothing was loaded."
+            "normalize the model as the file's was, or load dict(state_dict), which does not say. "
+            "Nothing was loaded."
         )
 
 
@@ -230,14 +230,12 @@ def _method(kind: int, scale: float) -> str:
     return name if scale == 1 else f"{name.replace('s', 'ss', 1)} with scale {scale:g}"
 
 
-def prepare_load(
-    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, strict: bool = True
-) -> None:
+def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
     """Renames foreign entries of one parametrized ``module`` and checks them against it.
 
     Raises:
-        RuntimeError: an entry of the wrong shape or with non-finite vectors; or, if ``strict``, of
-            another method or scale. Nothing was loaded then.
+        RuntimeError: an entry of the wrong shape, with non-finite vectors, or of another method or
+            scale. Nothing was loaded then.
     """
     for name, parametrization in parametrizations_of(module).items():
         vector_names = getattr(parametrization[0], "vector_names", None)
@@ -248,8 +246,7 @@ def prepare_load(
         except ValueError as error:
             raise RuntimeError(f"fastsn: cannot load this state dict: {error}") from error
         stem = f"{prefix}parametrizations.{name}."
-        if strict:
-            _check_settings(state_dict, stem, parametrization[0])
+        _check_settings(state_dict, stem, parametrization[0])
         expected = {"original": parametrization.original}
         expected.update(
             ("0." + vector, getattr(parametrization[0], vector))

@@ -23,6 +23,9 @@ class _Norm(Protocol):
 __all__ = ["is_fsdp_module", "is_sharded", "require_plain", "share_vectors"]
 
 
+_may_be_distributed = dist.is_available()
+
+
 def share_vectors(norms: Sequence[_Norm]) -> None:
     """Broadcasts the vectors from rank 0, once, at the first training forward inside a DDP module.
 
@@ -31,7 +34,7 @@ def share_vectors(norms: Sequence[_Norm]) -> None:
     sigmas for ever. From equal vectors and equal weights every later iteration is equal without
     communication.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _may_be_distributed or not dist.is_initialized():
         return
     # The module whose forward is running, by which a collective is known to be met by every rank.
     active = getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastsn.gan.compat import import_torchvision
+from fastsn.gan.data.compat import import_torchvision
 
 __all__ = ["LAYOUTS", "idx", "noise"]
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 from tiny import assert_same_run, events, last_state, run, start, tiny
 
-from fastsn.gan import checkpoint
-from fastsn.gan.checkpoint import CheckpointError
-from fastsn.gan.jsonl import JsonLines, read_rows
-from fastsn.gan.run_dir import RunDir
-from fastsn.gan.train import train
+from fastsn.gan import cli
+from fastsn.gan.loop.training import train
+from fastsn.gan.measure.sampling import save_png
+from fastsn.gan.run import checkpoint
+from fastsn.gan.run.checkpoint import CheckpointError
+from fastsn.gan.run.folder import RunDir, RunDirError
+from fastsn.gan.run.jsonl import JsonLines, read_rows
 
 
 def state(step: int = 3) -> dict[str, Any]:
@@ -127,6 +129,28 @@ def test_a_failed_write_leaves_what_was_there(
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_no_remains_and_is_named(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def tables() -> None:
+        RunDir(tmp_path / "run").begin(tiny(), {"name": "noise"}, 0)
+
+    def picture() -> None:
+        save_png(tmp_path / "run" / "a.png", torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+    RunDir(tmp_path / "run").path.mkdir()
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(RunDirError, match=r"run/data\.json: cannot write the run: No space"):
+        tables()
+    with pytest.raises(OSError, match=r"No space left on device: '.*run/a\.png'"):
+        picture()
+    assert not [*(tmp_path / "run").iterdir()]
+
+
 # In a run
 
 
@@ -184,6 +208,86 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(copied: Path) ->
     path.write_bytes(checkpoint.to_bytes({k: other[k] for k in checkpoint.ENTRIES}))
     with pytest.raises(CheckpointError, match="expected a run of 1 process.* checkpoint of 2"):
         train(tiny(checkpoint={"keep": 3}, train={"steps": 40}), copied, show=False)
+
+
+def test_a_checkpoint_of_other_options_is_refused(copied: Path) -> None:
+    """A file that was copied here says by itself what run it is of."""
+    path = checkpoint.step_path(copied / "checkpoints", 30)
+    before = path.read_bytes()
+    for change, said in (
+        ({"config": tiny(optim={"lr_d": 0.5}).to_dict()}, "optim.lr_d: 0.5 -> 0.001"),
+        ({"data": {**last_state(copied)["data"], "hash": "other"}}, "data: hash 'other' -> "),
+        ({"config": {"train": {"stepz": 3}}}, "train.stepz: expected one of"),
+    ):
+        path.write_bytes(checkpoint.to_bytes({**last_state(copied), **change}))
+        with pytest.raises(CheckpointError, match=r"step-00000030\.pt") as caught:
+            train(tiny(checkpoint={"keep": 3}, train={"steps": 40}), copied, show=False)
+        assert said in str(caught.value)
+        path.write_bytes(before)
+
+
+def test_the_learning_rate_is_the_one_that_is_written(copied: Path) -> None:
+    path = checkpoint.step_path(copied / "checkpoints", 30)
+    state = last_state(copied)
+    state["optimizer_d"]["param_groups"][0]["lr"] = 0.7
+    path.write_bytes(checkpoint.to_bytes(state))
+    with pytest.raises(CheckpointError, match=r"expected optim\.lr_d 0.001, got 0.7"):
+        train(tiny(checkpoint={"keep": 3}, train={"steps": 40}), copied, show=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": True},
+        {"step": -30},
+        {"step": 10**30},
+        {"best": {"value": "low"}},
+        {"best": {"name": 1, "value": 1.0, "step": 2}},
+        {"sums": torch.zeros(())},
+        {"sums": torch.zeros(1, 99)},
+        {"optimizer_g": {}},
+        {"optimizer_d": {"state": 3, "param_groups": []}},
+        {"generator": {1: 2}},
+        {"generator": {"fc.weight": "text"}},
+        {"config": {}},
+        {"config": {"train": 3}},
+        {"image_shape": [1, 28]},
+        {"image_shape": ["a", "b", "c"]},
+        {"image_shape": [10**9, 10**9, 10**9]},
+    ],
+    ids=str,
+)
+def test_odd_fields_are_refused_without_a_traceback(
+    change: dict[str, Any], copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint.step_path(copied / "checkpoints", 30)
+    path.write_bytes(checkpoint.to_bytes({**last_state(copied), **change}))
+    file = copied.parent / "config.yaml"
+    file.write_text(tiny(checkpoint={"keep": 3}, train={"steps": 40}).to_yaml())
+    shapes = "image_shape" in change
+    words = ["sample", str(path), "--out", str(copied.parent / "a.png")]
+    if not shapes:
+        words = ["train", f"--config={file}", f"--out={copied}"]
+    step = change.get("step")
+    code = cli.main(words)
+    output = capfd.readouterr().err
+    assert "Traceback" not in output
+    if step is None:
+        assert code == 2 and "step-00000030.pt" in output
+    else:  # the one before it is used
+        assert code == 0 and "refused" in output
+
+
+def test_checkpoints_from_before_the_penalty_go_on(copied: Path, finished: Path) -> None:
+    for _, path in checkpoint.candidates(copied / "checkpoints"):
+        state = checkpoint.load(path)
+        state["sums"] = torch.cat([state["sums"][:, :3], state["sums"][:, 4:]], 1)
+        del state["data"]
+        path.write_bytes(checkpoint.to_bytes(state))
+    path.unlink() if (path := checkpoint.step_path(copied / "checkpoints", 30)).exists() else None
+    (copied / "data.json").unlink()
+    run(tiny(checkpoint={"keep": 3}), copied)
+    assert_same_run(copied, finished)
 
 
 def _die(*args: Any, **kwargs: Any) -> Any:

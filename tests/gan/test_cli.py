@@ -13,8 +13,10 @@ import torch
 import yaml
 from tiny import events, last_state, rows, run, tiny
 
-from fastsn.gan import checkpoint, cli
-from fastsn.gan.config import from_dict
+from fastsn.gan import cli
+from fastsn.gan.config import Config, flatten, from_dict
+from fastsn.gan.presets import DATA_SETS
+from fastsn.gan.run import checkpoint
 
 TINY = [
     "--model.width=0.05",
@@ -40,6 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "list.yaml").write_text("- 1\n- 2\n")
     (folder / "unknown.yaml").write_text("train: {stepz: 3}\n")
     (folder / "typed.yaml").write_text("train: {steps: many}\n")
+    (folder / "bomb.yaml").write_text("a: &a [*a]\n")
     (folder / "text.pt").write_text("not a checkpoint")
     torch.save({"weights": torch.ones(3)}, folder / "foreign.pt")
     path = checkpoint.step_path(folder / "run" / "checkpoints", 10)
@@ -61,6 +64,7 @@ BAD = [
     ("train --config list.yaml", "list.yaml"),
     ("train --config unknown.yaml", "train.stepz"),
     ("train --config typed.yaml", "train.steps"),
+    ("train --config bomb.yaml", "bomb.yaml: expected at most"),
     # options
     ("train --train.steps none", "train.steps"),
     ("train --train.steps 0", "train.steps"),
@@ -69,6 +73,10 @@ BAD = [
     ("train --train.ema 1", "train.ema"),
     ("train --train.device tpu", "train.device"),
     ("train --optim.lr_g -1", "optim.lr_g"),
+    ("train --train.steps 999999999999", "train.steps"),
+    ("train --model.width 1e12", "model.width"),
+    ("eval run --eval.n_real 1 --eval.extractor classifier", "eval.n_real"),
+    ("eval run --eval.n_fake 10000000000", "eval.n_fake"),
     ("train --optim.lr_d nan", "optim.lr_d"),
     ("train --optim.beta2 1.5", "optim.beta2"),
     ("train --optim.batch_d 0", "optim.batch_d"),
@@ -107,9 +115,9 @@ BAD = [
     ("eval half.pt --eval.extractor classifier", "half.pt"),
     ("eval foreign.pt", "foreign.pt"),
     ("eval run", "eval.weights"),
-    ("eval run --seed -1", "--seed"),
+    ("eval run --seed -1", "seed"),
     ("eval run --best true", "best.pt"),
-    ("eval run --device tpu", "--device"),
+    ("eval run --device tpu", "device"),
     ("eval run --out nowhere/x.json", "--out"),
     ("eval images --images true --eval.extractor classifier", "images"),
     ("eval run --eval.extractor vgg", "eval.extractor"),
@@ -117,26 +125,27 @@ BAD = [
     ("sample", "source"),
     ("sample empty", "empty"),
     ("sample text.pt", "text.pt"),
-    ("sample run --kind movie", "--kind"),
-    ("sample run --rows 0", "--rows"),
-    ("sample run --zoom -1", "--zoom"),
+    ("sample run --kind movie", "kind"),
+    ("sample run --rows 0", "rows"),
+    ("sample run --rows 9999 --columns 9999", "--n, --rows, --columns: expected at most"),
+    ("sample run --n 5", "--n: expected none with --kind grid"),
+    ("sample run --kind images --out images2/x", "--out"),
+    ("sample run --kind images --out=run", "--out: expected a new or empty folder"),
+    ("sample run --zoom -1", "zoom"),
+    ("sample run --zoom 100000", "zoom"),
     ("sample run --out nowhere/x.png", "--out"),
     ("report", "runs"),
     ("report empty", "empty"),
     ("report run run", "different names"),
     ("report run --out text.pt", "text.pt"),
-    ("bench --model vgg", "--model"),
-    ("bench --width 0", "--width"),
-    ("bench --seconds -1", "--seconds"),
-    ("bench --device tpu", "--device"),
+    ("bench --model vgg", "model"),
+    ("bench --width 0", "width"),
+    ("bench --seconds -1", "seconds"),
+    ("bench --seconds 1e9", "seconds"),
+    ("bench --device tpu", "device"),
     ("bench --backend opencl", "--backend opencl"),
     ("bench --backend cuda --device cpu", "--backend cuda"),
     ("bench --out nowhere/x.json", "--out"),
-    ("bench-step --model vgg", "model.name"),
-    ("bench-step --seconds 0", "--seconds"),
-    ("bench-step --batch -2", "optim.batch_d"),
-    ("bench-step --out nowhere/x.json", "--out"),
-    ("bench-step --cuda_graphs true --device cpu", "cuda_graphs"),
 ]
 
 
@@ -192,7 +201,7 @@ def test_train_sample_report(
     assert cli.main(["sample", str(path), "--rows=2", "--columns=3", "--out=c.png"]) == 0
     assert Path("c.png").read_bytes() == Path("a.png").read_bytes()
     assert cli.main(["report", source, "--out=page"]) == 0
-    assert Path("page/index.html").is_file()
+    assert Path("page/report.md").is_file()
 
 
 def test_eval_of_a_run_and_of_a_folder(
@@ -209,8 +218,8 @@ def test_eval_of_a_run_and_of_a_folder(
     assert protocol["extractor"] == "classifier" and protocol["real"] == "fashion_mini"
     assert [protocol[name] for name in ("n_real", "n_fake", "n_score")] == [50, 40, 30]
 
-    from fastsn.gan.data import load_images
-    from fastsn.gan.sampling import save_png
+    from fastsn.gan.data.sets import load_images
+    from fastsn.gan.measure.sampling import save_png
 
     folder = tmp_path / "images"
     folder.mkdir()
@@ -243,12 +252,10 @@ def test_later_options_win(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert tree["model"]["name"] == "cnn32"
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "sweep", "eval", "sample", "report", "bench", "bench-step"]
-)
+@pytest.mark.parametrize("command", ["train", "sweep", "eval", "sample", "report", "bench"])
 def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main([command, "--help"])
+        cli.main([command, "--help_all"])
     assert caught.value.code == 0
     text = capfd.readouterr().out
     _, _, listed = text.partition("options:")
@@ -257,6 +264,68 @@ def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[s
         name = words.split()[0]
         described = words.partition("(type")[0].split(maxsplit=2)
         assert len(described) > 2, f"--{name} has no description"
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_help_is_short_and_lists_options_and_presets(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) < 80 and max(map(len, lines)) <= 100
+    names = [name for name, _ in flatten(Config().to_dict())]
+    assert all(sum(f"--{name}=" in line for line in lines) == 1 for name in names)
+    text = " ".join(lines)
+    assert all(data in text for data in DATA_SETS) and "demo; paper/DATA_METHOD" in text
+    assert "h1, h2, h3, h4, h5" in text and "--help_all" in text
+
+
+def test_samples_as_images_and_as_an_array(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = str(trained / "run")
+    assert cli.main(["sample", source, "--kind=images", "--n=12", "--zoom=1"]) == 0
+    assert cli.main(["sample", source, "--kind=npz", "--n=12"]) == 0
+    from fastsn.gan.data.sets import load_images
+
+    folder, array = load_images("folder", "samples"), load_images("array", "samples.npz")
+    assert sorted(path.name for path in Path("samples").glob("*.png"))[-1] == "000011.png"
+    assert folder.pixels.shape == (12, 1, 28, 28)
+    assert torch.equal(folder.pixels, array.pixels)
+
+
+def test_ranks_that_are_half_said_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for values, named in (
+        ({"WORLD_SIZE": "2"}, "RANK: expected a number"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE: expected a number"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK: expected less than WORLD"),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in values.items():
+                patch.setenv(name, value)
+            assert cli.main(["train", *TINY]) == 2
+        assert named in capfd.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_backend_that_is_not_there_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastsn.gan.cli", "train", *TINY]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for name in ("opencl", "cuda"):
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**environment, "FASTSN_BACKEND": name},
+        )
+        assert done.returncode == 2 and done.stderr.startswith("fastsn: error: "), done.stderr
+        assert name in done.stderr and "Traceback" not in done.stderr
+        assert not [*tmp_path.iterdir()]
 
 
 def test_a_stopped_run_exits_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from tiny import tiny
 
+from fastsn.gan import config as config_module
 from fastsn.gan.config import (
     Config,
     ConfigError,
@@ -16,43 +17,48 @@ from fastsn.gan.config import (
     flatten,
     from_dict,
     read_config,
+    validate,
 )
+from fastsn.gan.data.sets import DATASETS
+from fastsn.gan.measure.features import EXTRACTORS
+from fastsn.gan.nets.losses import LOSSES
+from fastsn.gan.nets.models import NETWORKS
+from fastsn.gan.nets.normalization import METHODS
 from fastsn.gan.rng import seed_of
-from fastsn.gan.validation import validate
 
 BAD = [
-    ({"train": {"steps": 0}}, "train.steps: expected a positive number, got 0"),
+    ({"train": {"steps": 0}}, "train.steps: expected int >0 and <100000000, got 0"),
     ({"train": {"steps": 1.5}}, "train.steps: expected int, got 1.5"),
     ({"train": {"steps": True}}, "train.steps: expected int, got True"),
-    ({"train": {"seed": -1}}, "train.seed: expected 0 or a positive number, got -1"),
-    ({"train": {"ema": 1.0}}, "train.ema: expected at least 0 and below 1, got 1.0"),
+    ({"train": {"seed": -1}}, "train.seed: expected int >=0, got -1"),
+    ({"train": {"ema": 1.0}}, "train.ema: expected float >=0 and <1, got 1.0"),
     ({"train": {"device": "tpu"}}, "train.device: expected one of"),
     ({"train": {"stepz": 3}}, "train.stepz: expected one of"),
     ({"trian": {"steps": 3}}, "trian: expected one of"),
     ({"train": 3}, "train: expected options with values"),
     ({"data": {"name": "cifar"}}, "data.name: expected one of"),
-    ({"data": {"resolution": 0}}, "data.resolution: expected a positive number, got 0"),
-    ({"data": {"root": 3}}, "data.root: expected str or null, got 3"),
+    ({"data": {"resolution": 0}}, "data.resolution: expected int >0 and <=4096, got 0"),
+    ({"data": {"root": 3}}, "data.root: expected str, got 3"),
     ({"model": {"name": "biggan"}}, "model.name: expected one of"),
-    ({"model": {"width": -1.0}}, "model.width: expected a positive number, got -1.0"),
-    ({"model": {"width": float("nan")}}, "model.width: expected a positive number, got nan"),
+    ({"model": {"width": -1.0}}, "model.width: expected float >0 and <=64, got -1.0"),
+    ({"model": {"width": float("nan")}}, "model.width: expected float, got nan"),
     ({"model": {"width": "wide"}}, "model.width: expected float, got 'wide'"),
     ({"norm": {"method": "SN"}}, "norm.method: expected one of"),
     ({"norm": {"method": "sn", "scale": 1.2}}, "norm.scale: expected 1 with norm.method 'sn'"),
     ({"norm": {"method": "sn", "spread": 0.5}}, "norm.spread: expected 0 with norm.method 'sn'"),
-    ({"norm": {"method": "ssn", "spread": -1.0}}, "norm.spread: expected 0 or a positive"),
-    ({"model": {"negative_slope": -0.1}}, "model.negative_slope: expected 0 or a positive"),
+    ({"norm": {"method": "ssn", "spread": -1.0}}, "norm.spread: expected float >=0, got"),
+    ({"model": {"negative_slope": -0.1}}, "model.negative_slope: expected float >=0, got"),
     (
         {"model": {"name": "resnet32", "negative_slope": 0.2}},
         "model.negative_slope: expected none with model.name 'resnet32'",
     ),
     ({"norm": {"update": "never"}}, "norm.update: expected one of"),
     ({"loss": {"name": "mse"}}, "loss.name: expected one of"),
-    ({"loss": {"gradient_penalty": -1.0}}, "loss.gradient_penalty: expected 0 or a positive"),
-    ({"optim": {"lr_g": 0.0}}, "optim.lr_g: expected a positive number, got 0.0"),
-    ({"optim": {"lr_d": float("inf")}}, "optim.lr_d: expected a positive number, got inf"),
-    ({"optim": {"beta1": 1.0}}, "optim.beta1: expected at least 0 and below 1, got 1.0"),
-    ({"optim": {"n_dis": 0}}, "optim.n_dis: expected a positive number, got 0"),
+    ({"loss": {"gradient_penalty": -1.0}}, "loss.gradient_penalty: expected float >=0, got"),
+    ({"optim": {"lr_g": 0.0}}, "optim.lr_g: expected float >0, got 0.0"),
+    ({"optim": {"lr_d": float("inf")}}, "optim.lr_d: expected float, got inf"),
+    ({"optim": {"beta1": 1.0}}, "optim.beta1: expected float >=0 and <1, got 1.0"),
+    ({"optim": {"n_dis": 0}}, "optim.n_dis: expected int >0, got 0"),
     ({"optim": {"decay": "cosine"}}, "optim.decay: expected one of"),
     ({"speed": {"tf32": "yes"}}, "speed.tf32: expected bool, got 'yes'"),
     ({"speed": {"cuda_graphs": True, "compile": True}}, "speed.cuda_graphs: expected false"),
@@ -64,11 +70,20 @@ BAD = [
         {"speed": {"cuda_graphs": True}, "loss": {"gradient_penalty": 10.0}},
         "speed.cuda_graphs: expected false with loss.gradient_penalty",
     ),
-    ({"log": {"every": 0}}, "log.every: expected a positive number, got 0"),
-    ({"checkpoint": {"keep": 0}}, "checkpoint.keep: expected a positive number, got 0"),
+    ({"log": {"every": 0}}, "log.every: expected int >0, got 0"),
+    ({"checkpoint": {"keep": 0}}, "checkpoint.keep: expected int >0, got 0"),
     ({"eval": {"every": 5}}, "eval.weights: expected a file of Inception weights, got none"),
     ({"eval": {"n_score": 5}}, "eval.n_score: expected at least eval.splits"),
     ({"eval": {"extractor": "vgg"}}, "eval.extractor: expected one of"),
+    # A wrong number is told at once, not by a timeout or by the memory it takes.
+    ({"train": {"steps": 10**12}}, "train.steps: expected int >0 and <100000000"),
+    ({"model": {"width": 1e9}}, "model.width: expected float >0 and <=64"),
+    ({"data": {"resolution": 10**9}}, "data.resolution: expected int >0 and <=4096"),
+    ({"eval": {"n_real": 1}}, "eval.n_real: expected int >=2 and <=10000000, got 1"),
+    ({"eval": {"n_fake": 10**15}}, "eval.n_fake: expected int >=2 and <=10000000"),
+    ({"optim": {"batch_d": 10**12}}, "optim.batch_d: expected int >0 and <=1048576"),
+    ({"log": {"n_samples": 10**9}}, "log.n_samples: expected int >0 and <=65536"),
+    ({"data": {"channels": 2}}, "data.channels: expected one of [1, 3], got 2"),
     ([], "expected sections such as 'data' and 'train', got []"),
 ]
 
@@ -110,6 +125,39 @@ def test_unreadable_files_are_named(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read_config(file)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 10)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "expected at most 10000 options, got more"),
+        ("a: &a [*a]\n", "expected at most 10000 options, got more"),
+        ("[" * 100_000, "expected a readable YAML file"),
+        ("# " + "x" * 2**20, "expected at most 1048576 bytes of options, got more"),
+    ],
+)
+def test_yaml_that_would_grow_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_config(file)
+
+
+def test_names_are_those_of_the_tables() -> None:
+    for hint, table in (
+        (config_module.DataName, DATASETS),
+        (config_module.ModelName, NETWORKS),
+        (config_module.Method, METHODS),
+        (get_type_hints(config_module.LossConfig)["name"], LOSSES),
+        (get_type_hints(config_module.EvalConfig)["extractor"], EXTRACTORS),
+    ):
+        assert [*get_args(hint)] == [*table]
 
 
 def test_differences_name_what_makes_another_run() -> None:

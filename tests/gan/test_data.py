@@ -18,9 +18,10 @@ import torch
 from layouts import LAYOUTS, idx, noise
 from PIL import Image
 
-from fastsn.gan import data_files
-from fastsn.gan.data import ASSETS, DATASETS, DataError, Images, load_images
-from fastsn.gan.images import center_crop, resize
+from fastsn.gan.data import files as data_files
+from fastsn.gan.data.images import center_crop, digest, resize
+from fastsn.gan.data.sets import ASSETS, DATASETS, DataError, Images, load_images
+from fastsn.gan.run import logs
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -227,9 +228,71 @@ def test_other_kinds_of_pictures(mode: str, shape: tuple[int, ...], tmp_path: Pa
     assert load_images("folder", tmp_path).pixels.shape == (1, channels, 8, 8)
 
 
-def test_pictures_of_16_bits_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(noise(8, 8).astype(np.uint16) * 200).save(tmp_path / "deep.png")
-    assert f"{tmp_path / 'deep.png'}: expected an image of 8 bits" in refused("folder", tmp_path)
+def test_pictures_of_16_bits_are_read_alike(tmp_path: Path) -> None:
+    """Grey or coloured, their upper 8 bits are taken."""
+    values = noise(8, 8).astype(np.uint16) * 256 + 77
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    pixels = load_images("folder", tmp_path).pixels
+    assert pixels.shape == (1, 1, 8, 8)
+    assert torch.equal(pixels[0, 0], torch.from_numpy(noise(8, 8)))
+    Image.fromarray(noise(8, 8).astype(np.float32)).save(tmp_path / "other.tif")
+    assert f"{tmp_path / 'other.tif'}: expected a readable image" in refused("folder", tmp_path)
+
+
+def test_channels_are_those_of_the_set_or_as_asked(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8)).save(tmp_path / "0.png")
+    coloured = noise(8, 8, 3)
+    Image.fromarray(coloured).save(tmp_path / "1.png")  # the first is grey
+    pixels = load_images("folder", tmp_path).pixels
+    assert pixels.shape == (2, 3, 8, 8)
+    assert torch.equal(pixels[1], torch.from_numpy(coloured.transpose(2, 0, 1).copy()))
+    assert load_images("folder", tmp_path, channels=1).pixels.shape == (2, 1, 8, 8)
+    assert load_images("fashion_mini", None, channels=3).pixels.shape[1] == 3
+    np.save(tmp_path / "a.npy", coloured[None])
+    grey = load_images("array", tmp_path / "a.npy", channels=1).pixels[0, 0]
+    expected = np.asarray(Image.fromarray(coloured).convert("L")).astype(int)
+    assert np.abs(grey.numpy().astype(int) - expected).max() <= 1
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "elsewhere", [(8, 8), (8, 8)])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")  # no end of it
+    assert len(load_images("folder", tmp_path / "data")) == 2
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10", "celeba"])
+def test_parts_of_data_sets_are_taken_if_that_is_asked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        LAYOUTS[name](tmp_path, patch)  # files whose MD5 sums are not the original ones
+        whole = load_images(name, tmp_path).pixels.clone()
+    assert "data.verify false takes it as it is" in refused(name, tmp_path)
+    assert torch.equal(load_images(name, tmp_path, verify=False).pixels, whole)
+    removed = {
+        "cifar10": ["cifar-10-batches-py/data_batch_2", "cifar-10-batches-py/batches.meta"],
+        "stl10": ["stl10_binary/test_X.bin"],
+        "celeba": ["celeba/img_align_celeba/000002.jpg", "celeba/list_attr_celeba.txt"],
+    }[name]
+    for file in removed:
+        (tmp_path / file).unlink()
+    n = {"cifar10": len(whole) * 4 // 5, "stl10": len(whole), "celeba": len(whole) - 1}[name]
+    assert len(load_images(name, tmp_path, verify=False)) == n
+
+
+def test_a_fingerprint_is_of_the_images(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", [(8, 8)] * 3)
+    write_pictures(tmp_path / "b", [(8, 8)] * 3)
+    one, other = (load_images("folder", tmp_path / name).fingerprint for name in ("a", "b"))
+    assert one == other == {**one, "name": "folder", "images": 3, "shape": [3, 8, 8]}
+    Image.fromarray(255 - noise(8, 8, 3)).save(tmp_path / "b" / "2.png")
+    os.utime(tmp_path / "b" / "2.png", ns=(1, 1))
+    assert load_images("folder", tmp_path / "b").fingerprint["hash"] != one["hash"]
+    assert load_images("folder", tmp_path / "a", resolution=4).fingerprint["hash"] != one["hash"]
+    pixels = load_images("folder", tmp_path / "a").pixels
+    assert digest(pixels.flip(0)) != digest(pixels) == one["hash"]  # their order counts
 
 
 def test_turned_pictures_stand_upright(tmp_path: Path) -> None:
@@ -299,12 +362,33 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {path.name for path in tmp_path.rglob("*")} == {"0.png", ".fastsn", "lock"}
 
 
-def test_damaged_cache_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "changed"])
+def test_a_damaged_cache_is_made_again(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_pictures(tmp_path, [(8, 8)])
-    load_images("folder", tmp_path)
+    first = load_images("folder", tmp_path).pixels.clone()
     (path,) = caches(tmp_path)
-    truncate(path)
-    assert refused("folder", tmp_path).startswith(f"{path}: expected")
+    if damage == "truncated":
+        truncate(path)
+    else:  # one pixel, under the right header and of the right size
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert torch.equal(load_images("folder", tmp_path).pixels, first)
+    assert f"{path}: " in capsys.readouterr().err
+    assert torch.equal(load_images("folder", tmp_path).pixels, first)
+    assert not capsys.readouterr().err
+
+
+def test_progress_is_told_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(float(20 * i) for i in range(100))
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(now))
+    assert list(logs.progress(range(0, 50, 10), "decoding", 10, 50)) == [0, 10, 20, 30, 40]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "decoding: 10 of 50, 80 s left" and len(lines) == 4
 
 
 def test_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +505,7 @@ def test_images_stay_where_they_are_on_the_cpu(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_images_on_the_gpu_or_beside_it(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsn.gan import images as module
+    from fastsn.gan.data import images as module
 
     monkeypatch.setattr(module, "SHARE", share)
     images = load_images("fashion_mini", None).to("cuda")
@@ -442,7 +526,7 @@ def test_unknown_names_and_sizes_are_refused() -> None:
 
 IMPORT = """
 import json, sys, warnings
-from fastsn.gan.compat import import_torchvision
+from fastsn.gan.data.compat import import_torchvision
 assert "torchvision" not in sys.modules
 sys.modules["torchvision"] = None  # as if it were not installed
 try:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastsn.gan import demo
+from benchmarks import gan as demo
 
 
 @pytest.mark.endurance
 def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n")
-    command = [sys.executable, "-m", "fastsn.gan.demo", "--steps=150", "--seconds=0.1"]
+    command = [sys.executable, "-m", "benchmarks.gan", "--steps=150", "--seconds=0.1"]
     command += [f"--out={tmp_path / 'run'}", f"--images={tmp_path / 'images'}"]
     done = subprocess.run(
         [*command, f"--readme={readme}"], cwd=tmp_path, capture_output=True, text=True
@@ -26,7 +26,7 @@ def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     assert "all checks passed" in done.stdout and "goes on at step" in done.stderr
     summary = json.loads((tmp_path / "images" / "demo.json").read_text())
     assert summary["steps"] == 150 and summary["resumed"] == 1
-    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    assert (tmp_path / "run" / "report" / "report.md").is_file()
     for path in (tmp_path / "images").glob("*.png"):
         with Image.open(path) as image:
             image.verify()

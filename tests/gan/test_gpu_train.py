@@ -11,7 +11,7 @@ from pathlib import Path
 import layouts
 import pytest
 
-from fastsn.gan.experiments.records import read_record
+from fastsn.gan.report import read_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASH = shutil.which("bash")
@@ -35,8 +35,8 @@ def test_both_runs_are_trained_and_recorded(
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    records = [read_record(path) for path in sorted((tmp_path / "out/runs").glob("*.jsonl"))]
-    assert [record.config.norm.method for record in records] == ["bssn", "sn"]
-    assert all(record.metrics[-1]["step"] == 2 for record in records)
-    assert (tmp_path / "out/report/index.html").is_file()
+    runs = [read_run(path) for path in sorted((tmp_path / "out/runs").iterdir())]
+    assert [run.config.norm.method for run in runs] == ["bssn", "sn"]
+    assert all(run.metrics[-1]["step"] == 2 for run in runs)
+    assert (tmp_path / "out/report/report.md").is_file()
     assert (tmp_path / "out/report/metrics.png").is_file()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsn.gan.losses import LOSSES, gradient_penalty
+from fastsn.gan.nets.losses import LOSSES, gradient_penalty
 
 REAL, FAKE = [2.0, 0.5, -1.0], [-2.0, 0.25, 3.0]
 

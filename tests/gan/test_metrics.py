@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsn.gan import features as features_module
-from fastsn.gan.compat import import_torchvision
-from fastsn.gan.data import load_images
-from fastsn.gan.features import Classifier, Extractor, load_extractor
-from fastsn.gan.images import Images
-from fastsn.gan.metrics import (
-    evaluate,
-    frechet_distance,
-    kernel_distance,
-    real_features,
-    score,
-)
+from fastsn.gan.data.compat import import_torchvision
+from fastsn.gan.data.images import Images
+from fastsn.gan.data.sets import load_images
+from fastsn.gan.measure import features as features_module
+from fastsn.gan.measure import metrics
+from fastsn.gan.measure.features import Classifier, Extractor, load_extractor
+from fastsn.gan.measure.metrics import evaluate, real_features
 
 import_torchvision()  # both oracles import it
 from torch_fidelity import calculate_metrics, register_feature_extractor  # noqa: E402
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
-from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
 from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: E402
 from torchmetrics.image.inception import InceptionScore  # noqa: E402
 from torchmetrics.image.kid import KernelInceptionDistance  # noqa: E402
@@ -119,6 +112,8 @@ def fidelity(sides: tuple[Tensor, Tensor]) -> dict[str, float]:
         cuda=False,
         isc=True,
         fid=True,
+        prc=True,
+        feature_layer_prc="features",
         isc_splits=7,
         samples_shuffle=False,
         feature_extractor="fastsn-tiny",
@@ -130,30 +125,32 @@ def fidelity(sides: tuple[Tensor, Tensor]) -> dict[str, float]:
     )
 
 
-def test_score_is_torch_fidelitys(sides: Any, fidelity: dict[str, float]) -> None:
-    mean, std = score(Tiny().both(sides[1])[1], splits=7)
-    assert mean == pytest.approx(fidelity["inception_score_mean"], rel=1e-6)
-    assert std == pytest.approx(fidelity["inception_score_std"], rel=1e-5)
-    assert mean > 1.1  # not the trivial value, 1
+def numbers(
+    real: Tensor,
+    fake: Tensor,
+    scores: Tensor | None = None,
+    *,
+    splits: int = 1,
+    subsets: int = 1,
+    size: int = 0,
+) -> dict[str, float]:
+    scores = torch.zeros(len(fake), 3) if scores is None else scores
+    size = size or min(len(real), len(fake))
+    return metrics._numbers(real, fake, scores, splits, subsets, size)
 
 
-def test_frechet_distance_is_torch_fidelitys(sides: Any, fidelity: dict[str, float]) -> None:
+def test_numbers_are_those_of_torch_fidelity_from_images(
+    sides: Any, fidelity: dict[str, float]
+) -> None:
     real, fake = (Tiny()(side) for side in sides)
-    expected = fidelity["frechet_inception_distance"]
-    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-5)
-    assert expected > 0.02
-
-
-def test_kernel_distance_is_torch_fidelitys() -> None:
-    # Subsets of everything do not depend on the order in which they are drawn.
-    real, fake = (Tiny()(pictures(200, seed, shift)) for seed, shift in ((1, 0.0), (2, 20.0)))
-    expected = kid_features_to_metric(
-        real.double(), fake.double(), kid_subsets=2, kid_subset_size=200, verbose=False
-    )
-    mean, std = kernel_distance(real, fake, subsets=2, size=200)
-    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
-    assert std == pytest.approx(0, abs=1e-12)
-    assert mean > 0.01
+    found = numbers(real, fake, Tiny().both(sides[1])[1], splits=7)
+    for name in ("inception_score_mean", "inception_score_std", "frechet_inception_distance"):
+        assert found[name] == pytest.approx(fidelity[name], rel=1e-5), name
+    assert found["inception_score_mean"] > 1.1  # not the trivial value, 1
+    assert found["frechet_inception_distance"] > 0.02
+    assert found["precision"] == pytest.approx(fidelity["precision"])
+    assert found["recall"] == pytest.approx(fidelity["recall"])
+    assert 0 < found["precision"] < 1
 
 
 # torchmetrics says that it keeps all features; here they are few.
@@ -167,7 +164,8 @@ def test_score_is_torchmetrics(sides: Any) -> None:
     metric = InceptionScore(feature=TinyScores(), splits=1)
     metric.update(sides[1])
     expected, _ = metric.compute()
-    assert score(Tiny().both(sides[1])[1], splits=1)[0] == pytest.approx(expected.item(), rel=1e-5)
+    found = numbers(*(Tiny()(side) for side in sides), Tiny().both(sides[1])[1])
+    assert found["inception_score_mean"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @BUFFERS
@@ -176,16 +174,17 @@ def test_distances_are_torchmetrics(sides: Any) -> None:
     frechet = FrechetInceptionDistance(feature=Tiny(), input_img_size=(3, 16, 16))
     frechet.update(real, real=True)
     frechet.update(fake, real=False)
-    ours = frechet_distance(Tiny()(real), Tiny()(fake))
-    assert ours == pytest.approx(frechet.compute().item(), rel=1e-4)
+    found = numbers(Tiny()(real), Tiny()(fake))
+    assert found["frechet_inception_distance"] == pytest.approx(frechet.compute().item(), rel=1e-4)
     kernel = KernelInceptionDistance(feature=Tiny(), subsets=3, subset_size=300)
     kernel.update(real, real=True)
     kernel.update(fake[:300], real=False)
-    ours, _ = kernel_distance(Tiny()(real), Tiny()(fake[:300]), subsets=3, size=300)
-    assert ours == pytest.approx(kernel.compute()[0].item(), rel=1e-4)
+    found = numbers(Tiny()(real), Tiny()(fake[:300]), subsets=3, size=300)
+    expected = kernel.compute()[0].item()
+    assert found["kernel_inception_distance_mean"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_frechet_distance_of_known_gaussians() -> None:
+def test_numbers_of_known_features() -> None:
     """Centered and whitened samples with a given mean and covariance: the closed form."""
     x = torch.randn(500, 3, dtype=torch.float64)
     x = x - x.mean(0)
@@ -193,30 +192,17 @@ def test_frechet_distance_of_known_gaussians() -> None:
     real = white * torch.tensor([1.0, 2.0, 3.0])
     fake = white * torch.tensor([4.0, 2.0, 1.0]) + torch.tensor([1.0, 0.0, -2.0])
     # |m|^2 + sum (s - t)^2 = 5 + 9 + 0 + 4
-    assert frechet_distance(real, fake) == pytest.approx(18)
-    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_distance_of_features_that_never_vary() -> None:
-    constant = torch.ones(10, 4)
-    assert frechet_distance(constant, constant + 1) == pytest.approx(4)
-
-
-def test_score_of_known_classes() -> None:
+    assert numbers(real, fake)["frechet_inception_distance"] == pytest.approx(18)
+    same = numbers(real, real)
+    assert same["frechet_inception_distance"] == pytest.approx(0, abs=1e-9)
+    assert (same["precision"], same["recall"]) == (1, 1)
+    away = numbers(real, real + 1000)
+    assert (away["precision"], away["recall"]) == (0, 0)
     sure = 100 * torch.eye(4).repeat(5, 1)
-    assert score(sure, splits=1) == (pytest.approx(4), 0)
-    assert score(torch.zeros(20, 4), splits=5) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    known = numbers(real, fake, torch.cat([sure[:1].repeat(20, 1), sure]), splits=2)
     # the first split has one class and the second four
-    mean, std = score(torch.cat([sure[:1].repeat(20, 1), sure]), splits=2)
-    assert (mean, std) == (pytest.approx(2.5), pytest.approx(1.5))
-
-
-def test_kernel_distance_is_unbiased_and_repeatable() -> None:
-    x, y = torch.randn(2, 4000, 8).unbind()
-    mean, std = kernel_distance(x, y, subsets=50, size=100)
-    assert abs(mean) < 5 * std / math.sqrt(50)
-    assert kernel_distance(x, y, subsets=50, size=100) == (mean, std)
-    assert kernel_distance(x, y + 1, subsets=50, size=100)[0] > 10 * std
+    assert known["inception_score_mean"] == pytest.approx(2.5)
+    assert known["inception_score_std"] == pytest.approx(1.5)
 
 
 # The whole
@@ -251,20 +237,28 @@ def test_classifier_numbers_have_their_own_names_and_order() -> None:
         "score_1k_s5_std",
         "frechet_1k_500",
         "kernel_1k_500",
-        "kernel_1k_500_std",
+        "precision_1k_500",
+        "recall_1k_500",
     }
+    assert good["values"]["precision_1k_500"] > bad["values"]["precision_1k_500"]
     digest = hashlib.sha256((features_module.ASSETS / "classifier.pt").read_bytes()).hexdigest()
     assert good["protocol"] == {
         "extractor": "classifier",
         "extractor_sha256": digest,
         "real": "fashion_mini",
+        "real_images": 1000,
+        "real_hash": real.fingerprint["hash"],
+        "resolution": 28,
+        "channels": 1,
         "n_real": 1000,
         "n_fake": 500,
         "n_score": 1000,
         "splits": 5,
         "score_classes": 10,
-        "kernel_subsets": 100,
+        # Subsets as large as the set would all be the same: one, without a deviation.
+        "kernel_subsets": 1,
         "kernel_subset_size": 500,
+        "neighbours": 3,
     }
     assert good["values"]["score_1k_s5"] > 6  # of 10 classes
     assert bad["values"]["score_1k_s5"] < 4
@@ -279,10 +273,25 @@ def test_counts_say_which_images_are_compared() -> None:
     real = features[200:]
     options = {"extractor": extractor, "n_real": 100, "n_fake": 50, "n_score": 200, "splits": 2}
     values = evaluate(real, lambda n: pixels[:n], **options)["values"]
-    assert values["score_200_s2"] == pytest.approx(score(scores[:200], 2)[0])
-    assert values["frechet_100_50"] == pytest.approx(frechet_distance(real, features[:50]))
-    expected = kernel_distance(real, features[:50], size=50)
-    assert (values["kernel_100_50"], values["kernel_100_50_std"]) == pytest.approx(expected)
+    expected = numbers(real, features[:50], scores[:200], splits=2, size=50)
+    assert values["score_200_s2"] == pytest.approx(expected["inception_score_mean"])
+    assert values["frechet_100_50"] == pytest.approx(expected["frechet_inception_distance"])
+    assert values["kernel_100_50"] == pytest.approx(expected["kernel_inception_distance_mean"])
+    assert "kernel_100_50_std" not in values
+
+
+def test_kernel_subsets_are_smaller_than_the_sets_or_have_no_deviation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "KERNEL_SIZE", 20)
+    extractor, pixels = load_extractor("classifier"), fashion(100).pixels
+    options = {"extractor": extractor, "n_real": 50, "n_score": 50, "splits": 2}
+    some = evaluate(fashion(100), lambda n: pixels[:n], n_fake=40, **options)
+    assert some["values"]["kernel_50_40_std"] > 0 and some["protocol"]["kernel_subsets"] == 100
+    whole = evaluate(fashion(100), lambda n: pixels[:n], n_fake=20, **options)
+    assert "kernel_50_20_std" not in whole["values"]
+    tiny = evaluate(fashion(100), lambda n: pixels[:n], **{**options, "n_fake": 2, "n_real": 2})
+    assert all(value == value for value in tiny["values"].values())
 
 
 def test_real_features_can_be_kept() -> None:
@@ -419,7 +428,7 @@ def test_inception_path_with_random_weights(
         ({"n_real": 400}, "expected n_real to be at most the 100 images"),
         ({"n_fake": 1}, "expected n_fake to be at least 2, got 1"),
         ({"n_real": 1}, "expected n_real to be at least 2, got 1"),
-        ({"n_score": 3}, "expected between 1 and 3 splits, got 5"),
+        ({"n_score": 3}, "expected between 1 and n_score=3 splits, got 5"),
     ],
 )
 def test_too_few_images_are_refused(options: dict[str, int], message: str) -> None:

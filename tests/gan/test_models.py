@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsn.gan.models import NETWORKS, MNISTDiscriminator, MNISTGenerator, build, lecun_
+from fastsn.gan.nets.models import NETWORKS, MNISTDiscriminator, MNISTGenerator, build, lecun_
 
 # Weights in the order of the tables: [out, in] of fully connected layers, [out, in, k, k] of
 # convolutions, [in, out, k, k] of transposed ones.

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from fastsn.analysis import conv_norm_of, spectral_norm_exact
 from fastsn.conv_norm import ConvSpectralNorm
-from fastsn.gan.losses import gradient_penalty
-from fastsn.gan.models import NETWORKS, build
-from fastsn.gan.normalization import METHODS, SCALED, SPREADABLE, normalize, spread_scales
+from fastsn.gan.nets.losses import gradient_penalty
+from fastsn.gan.nets.models import NETWORKS, build
+from fastsn.gan.nets.normalization import METHODS, SCALED, SPREADABLE, normalize, spread_scales
 from fastsn.parametrization import SpectralNorm
 
 SHAPES = {name: (n.channels, n.resolution, n.resolution) for name, n in NETWORKS.items()}

@@ -13,18 +13,19 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import run, tiny
 
+from benchmarks.step import CONTENDERS, BenchOptions, measure, table
 from fastsn.analysis import layer_report
 from fastsn.gan import bench
-from fastsn.gan.bench_step import CONTENDERS, BenchOptions, measure, table
-from fastsn.gan.data import load_images
-from fastsn.gan.diagnostics import diagnose
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.normalization import METHODS
+from fastsn.gan.data.sets import load_images
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.measure.diagnostics import diagnose
+from fastsn.gan.measure.evaluation import best_value
+from fastsn.gan.measure.sampling import evaluating, generate, grid, interpolate, save_png, to_uint8
+from fastsn.gan.nets.normalization import METHODS
 from fastsn.gan.report import report
 from fastsn.gan.rng import Rng
-from fastsn.gan.run_dir import RunDirError
-from fastsn.gan.sampling import evaluating, generate, grid, interpolate, save_png, to_uint8
-from fastsn.gan.trainer import Trainer
+from fastsn.gan.run.folder import RunDirError
+from fastsn.gan.run.jsonl import read_rows
 
 CPU = torch.device("cpu")
 
@@ -45,13 +46,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_a_page_with_all_pictures(runs: list[Path], tmp_path: Path) -> None:
     page = report(runs, tmp_path / "page").read_text()
-    pictures = re.findall(r'<img[^>]* src="([^"]*)"', page)
+    pictures = re.findall(r"!\[[^]]*\]\(<?([^)>]*)>?\)", page)
     assert sorted(pictures) == sorted(path.name for path in (tmp_path / "page").glob("*.png"))
     assert len(pictures) == 6 + 2
     for name in pictures:
         with Image.open(tmp_path / "page" / name) as image:
             image.verify()
-    assert "<td>norm.method</td><td>bssn</td><td>sn</td>" in page
+    assert "| norm.method | bssn | sn |" in page
     assert "30 of 30" in page and "finished" in page and "frechet_20_20" in page
     assert "classifier" in page and re.search(r"\b(fid|is)_", page) is None
 
@@ -61,8 +62,53 @@ def test_names_are_escaped_and_tables_may_be_missing(runs: list[Path], tmp_path:
     for name in ("diagnostics.jsonl", "metrics.jsonl"):
         (odd / name).unlink()
     page = report([odd], tmp_path / "page").read_text()
-    assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
+    assert "| &lt;b>& |" in page
     assert not (tmp_path / "page" / "layers.png").exists()
+
+
+def test_numbers_of_different_protocols_are_drawn_apart(runs: list[Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs[0], tmp_path / "other"))
+    rows = read_rows(other / "metrics.jsonl")
+    for row in rows:
+        row["protocol"]["real_hash"] = "another"
+    (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = report([*runs, other], tmp_path / "page").read_text()
+    assert "metrics-1.png" in page and "metrics-2.png" in page and "(metrics.png)" not in page
+    assert "## Metrics of bssn, sn" in page and "## Metrics of other" in page
+
+
+def test_the_deviation_of_the_best_is_that_of_its_row() -> None:
+    names = ("is_50k_s10", "is_50k_s10_std", "fid_5k_10k", "precision_5k_10k")
+    cells = [(7.0, 0.3, 30.0, 0.4), (8.0, 0.2, 20.0, 0.6), (6.0, 0.1, 40.0, 0.5)]
+    rows = [
+        {"step": step, **dict(zip(names, row, strict=True)), "protocol": {"real": "a"}}
+        for step, row in enumerate(cells)
+    ]
+    assert [best_value(rows, name) for name in names] == [(8, 1), (0.2, 1), (20, 1), (0.6, 1)]
+    rows[2]["protocol"] = {"real": "b"}  # of other images: no rival of those before
+    assert best_value(rows, "is_50k_s10") == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("log", '{"loss_d": 1}'),
+        ("log", "[1, 2]"),
+        ("log", '{"step": "one", "loss_d": 1}'),
+        ("metrics", '"text"'),
+        ("diagnostics", '{"step": 1}'),
+        ("events", "{}"),
+        ("log", "[" * 100_000),
+    ],
+)
+def test_garbage_in_tables_is_named(
+    table: str, line: str, runs: list[Path], tmp_path: Path
+) -> None:
+    odd = Path(shutil.copytree(runs[0], tmp_path / "odd"))
+    (odd / f"{table}.jsonl").write_text(f"{line}\n")
+    with pytest.raises(RunDirError, match=rf"{table}\.jsonl:1: expected"):
+        report([odd], tmp_path / "page")
+    assert not (tmp_path / "page").exists()
 
 
 def test_what_is_no_run_is_named(runs: list[Path], tmp_path: Path) -> None:

@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import assert_same_run, events, rows, run, tiny
 
 from fastsn.gan import cli
-from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config, ConfigError
-from fastsn.gan.data import DataError
-from fastsn.gan.run_dir import RunDir, RunDirError
+from fastsn.gan.data.images import DataError
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.run.checkpoint import CheckpointError
+from fastsn.gan.run.folder import RunDir, RunDirError
+from fastsn.gan.run.jsonl import read_rows
 from fastsn.gan.sweep import Job, jobs, run_jobs, state
 from fastsn.gan.sweep.options import grid, parse_varied
 from fastsn.gan.sweep.state import State, state_of
 from fastsn.gan.sweep.table import Table
-from fastsn.gan.trainer import Trainer
 
 DIVERGES: dict[str, dict[str, Any]] = {
     "norm": {"method": "none", "update": "forward"},
@@ -256,7 +258,71 @@ def test_sigterm_saves_and_stops(
     assert trained == [wanted[i].name for i in (0, 1, 1, 2)]
 
 
+def test_sigint_saves_stops_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    iterate = Trainer.iterate
+
+    def interrupted(self: Trainer, *, hold: bool = False) -> None:
+        iterate(self, hold=hold)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([short(0), short(1)], tmp_path, show=False)
+    assert [row["status"] for row in read_rows(tmp_path / "results.jsonl")] == [
+        "stopped",
+        "waiting",
+    ]
+    assert read_rows(tmp_path / short(0).name / "events.jsonl")[-1]["reason"] == "SIGINT"
+
+
+# Data
+
+
+def pictures(folder: Path, shade: int) -> str:
+    folder.mkdir(exist_ok=True)
+    for number in range(3):
+        Image.new("L", (8, 8), shade + number).save(folder / f"{number}.png")
+    return str(folder)
+
+
+def test_runs_on_other_images_are_refused(tmp_path: Path, trained: list[str]) -> None:
+    """Today's options and another data set: the run there is not this one, finished or not."""
+    one, other = pictures(tmp_path / "one", 0), pictures(tmp_path / "other", 100)
+    options = {"name": "folder", "root": one}
+    root = tmp_path / "runs"
+    job = short(data=options)
+    assert done([job], root) == ["finished"]
+    fingerprint = json.loads((root / job.name / "data.json").read_text())
+    assert fingerprint["images"] == 3 and fingerprint["shape"] == [1, 8, 8]
+    (row,) = run_jobs([short(data={**options, "root": other})], root, show=False)
+    assert row["status"] == "failed" and "data: hash" in row["reason"]
+    assert one in (root / job.name / "config.yaml").read_text()
+    pictures(tmp_path / "one", 50)  # the files change
+    (row,) = run_jobs([job], root, show=False)
+    assert row["status"] == "failed" and "data: hash" in row["reason"]
+    pictures(tmp_path / "moved", 0)  # the same images elsewhere are the same
+    assert done([short(data={**options, "root": str(tmp_path / "moved")})], root) == ["finished"]
+    assert len(trained) == 3 and len(events(root / job.name)) == 2
+
+
 # The table
+
+
+def test_a_sweep_in_a_used_folder_adds_its_rows(tmp_path: Path) -> None:
+    first = run_jobs([short(0)], tmp_path, show=False)
+    second = run_jobs([short(1, norm={"method": "sn"})], tmp_path, show=False)
+    assert len(second) == 1
+    assert read_rows(tmp_path / "results.jsonl") == [*first, *second]
+    run_jobs([short(0), short(2)], tmp_path, show=False)
+    seeds = [row["seed"] for row in read_rows(tmp_path / "results.jsonl")]
+    assert sorted(seeds) == [0, 1, 2]
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == [str(seed) for seed in seeds]
+    (tmp_path / "results.jsonl").write_text("garbage\n")
+    with pytest.raises(RunDirError, match=r"results.jsonl:1: expected a row .*move the file"):
+        run_jobs([short(0)], tmp_path, show=False)
+    assert (tmp_path / "results.jsonl").read_text() == "garbage\n"
 
 
 def test_the_table_holds_last_and_best_values_with_their_protocol(tmp_path: Path) -> None:
@@ -334,13 +400,14 @@ TINY = [
         ("--vary norm.scale=1,big", "norm.scale: expected float, got 'big'"),
         ("--vary norm.scale=", "norm.scale: expected one or more values"),
         ("--vary norm.scale=[1,2", "norm.scale: expected values"),
-        ("--vary norm.scale=0,1", "norm.scale: expected a positive number"),
+        ("--vary norm.scale=0,1", "norm.scale: expected float >0, got 0"),
         ("--vary norm.method=sn,batch", "norm.method"),
         ("--vary norm.method=sn,bssn --vary norm.scale=1,2", "at norm.method=sn, norm.scale=2.0"),
         ("--vary norm.scale=1 --vary norm.scale=2", "norm.scale: expected it once"),
         ("--vary train.steps=1,2", "train.steps: expected an option that makes another run"),
         ("--vary train.seed=1,2 --seeds 3", "--seeds"),
-        ("--seeds 0", "--seeds"),
+        ("--seeds 0", "seeds"),
+        ("--seeds 999999999", "--seeds, --vary: expected between 1 and 100,000 runs in all"),
         ("--seeds many", "seeds"),
         ("--optim.lr_g -1", "optim.lr_g"),
         ("--gpus_per_run 0.5", "gpus_per_run: expected 0 without ray"),

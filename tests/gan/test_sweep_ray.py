@@ -21,7 +21,7 @@ import torch
 from tiny import assert_same_run, events, rows, tiny
 
 from fastsn.gan.config import Config
-from fastsn.gan.jsonl import read_rows
+from fastsn.gan.run.jsonl import read_rows
 from fastsn.gan.sweep import Job, run_jobs
 from fastsn.gan.sweep.options import grid
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import signal
@@ -10,21 +11,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import assert_same_run, events, grids, last_state, rows, run, start, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastsn.gan import checkpoint, rng
+from fastsn.gan import rng
 from fastsn.gan.config import ConfigError
-from fastsn.gan.data import load_images
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.run_dir import RunDirError
-from fastsn.gan.train import Diverged, Stopped, train
-from fastsn.gan.trainer import Trainer
+from fastsn.gan.data.sets import load_images
+from fastsn.gan.loop.trainer import Trainer
+from fastsn.gan.loop.training import Diverged, Stopped, train
+from fastsn.gan.run import checkpoint
+from fastsn.gan.run.folder import RunDirError
+from fastsn.gan.run.jsonl import read_rows
+from fastsn.gan.run.process import until_asked
 
 CPU = torch.device("cpu")
 MODES = [("bssn", "step"), ("bssn", "forward"), ("torch", "forward"), ("sn", "step")]
@@ -223,6 +228,120 @@ def test_divergence_stops_with_a_record_before_a_bad_checkpoint(every: int, tmp_
         assert all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_save_and_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterate = Trainer.iterate
+
+    def interrupted(self: Trainer, *, hold: bool = False) -> None:
+        iterate(self, hold=hold)
+        if self.step == 7:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "iterate", interrupted)
+        result = train(tiny(), tmp_path / "run", show=False)
+    assert (result.reason, result.step) == (name, 8)
+    last = read_rows(tmp_path / "run" / "events.jsonl")[-1]
+    assert (last["event"], last["reason"], last["step"]) == ("stop", name, 8)
+    assert last_state(tmp_path / "run")["step"] == 8
+    run(tiny(), tmp_path / "run")
+    run(tiny(), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with until_asked() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), until_asked() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class Odd(BaseException):
+    """No Exception, as KeyboardInterrupt and SystemExit are none."""
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (ZeroDivisionError("odd"), Stopped, "ZeroDivisionError: odd"),
+        (MemoryError("no room"), Stopped, "MemoryError: no room"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            Stopped,
+            "OutOfMemoryError: CUDA out",
+        ),
+        (Odd("very"), Odd, "Odd: very"),
+    ],
+)
+def test_every_ending_leaves_an_event(
+    error: BaseException,
+    raised: type[BaseException],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    iterate = Trainer.iterate
+
+    def failing(self: Trainer, *, hold: bool = False) -> None:
+        if self.step == 14:
+            raise error
+        iterate(self, hold=hold)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "iterate", failing)
+        with pytest.raises(raised):
+            train(tiny(), tmp_path / "run", show=False)
+    last = read_rows(tmp_path / "run" / "events.jsonl")[-1]
+    assert (last["event"], last["reason"], last["step"]) == ("stop", "failed", 14)
+    assert said in last["why"] and "kept: the checkpoint of step 10" in last["why"]
+    run(tiny(), tmp_path / "run")
+    run(tiny(), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_other_images_are_shown_and_refused(tmp_path: Path) -> None:
+    config = tiny(train={"steps": 5}, data={"name": "folder", "root": str(tmp_path / "a")})
+    for name, shade in (("a", 0), ("b", 99)):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("L", (8, 8), shade + number).save(tmp_path / name / f"{number}.png")
+    train(config, tmp_path / "run", show=False)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    other = replace(config, data=replace(config.data, root=str(tmp_path / "b")))
+    with pytest.raises(ConfigError, match=r"its -> yours\):\n  data: hash '\w+' -> '\w+'"):
+        train(other, tmp_path / "run", show=False)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    # A run of an earlier version, without a fingerprint, goes on in its own place alone.
+    (tmp_path / "run" / "data.json").unlink()
+    with pytest.raises(ConfigError, match=r"data\.root: "):
+        train(other, tmp_path / "run", show=False)
+    train(replace(config, train=replace(config.train, steps=6)), tmp_path / "run", show=False)
+    assert (tmp_path / "run" / "data.json").exists()
+
+
+def test_the_penalty_is_logged_apart(tmp_path: Path) -> None:
+    loss = {"name": "wgan", "gradient_penalty": 10.0}
+    run(tiny(loss=loss, norm={"method": "none"}, train={"steps": 5}), tmp_path / "with")
+    (row,) = rows(tmp_path / "with")
+    assert row["penalty"] > 0
+    apart = row["loss_d"] - row["penalty"]
+    assert apart == pytest.approx(row["score_fake"] - row["score_real"], abs=1e-4)
+    run(tiny(train={"steps": 5}), tmp_path / "without")
+    assert "penalty" not in rows(tmp_path / "without")[0]
+
+
 def test_a_log_that_cannot_be_written_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +353,9 @@ def test_a_log_that_cannot_be_written_stops_the_run(
         return write(handle, content)
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(Stopped, match=r"No space left on device; kept: the checkpoint of step 10"):
+    with pytest.raises(
+        Stopped, match=r"No space left on device: '.*log\.jsonl'; kept: the checkpoint of step 10"
+    ):
         train(tiny(), tmp_path / "run", show=False)
     assert last_state(tmp_path / "run")["step"] == 10
     monkeypatch.undo()
@@ -295,7 +416,7 @@ def test_an_iteration_never_waits_for_the_device(method: str, penalty: float) ->
     assert noted.seen != []
 
 
-def test_fastsn_and_torch_give_the_same_losses_for_50_steps() -> None:
+def test_fastsn_and_torch_give_the_same_losses() -> None:
     """From one seed in "forward" mode; the vectors of both begin as the same random numbers."""
     ours = make(norm={"method": "sn", "update": "forward"})
     theirs = make(norm={"method": "torch", "update": "forward"})
@@ -303,17 +424,20 @@ def test_fastsn_and_torch_give_the_same_losses_for_50_steps() -> None:
     assert theirs.nets.discriminator.state_dict().keys() == state.keys()
     for name, value in theirs.nets.discriminator.state_dict().items():
         torch.testing.assert_close(state[name], value, msg=name)
-    worst = 0.0
-    first = last = 0.0
-    for step in range(50):
+    first = None
+    for _ in range(20):
         losses = []
         for trainer in (ours, theirs):
             trainer.iterate()
             losses.append(trainer.take_losses())
-        worst = max(worst, *(abs(losses[0][name] - losses[1][name]) for name in losses[0]))
-        first, last = (losses[0]["loss_d"] if step == 0 else first), losses[0]["loss_d"]
-    assert worst < 1e-4
-    assert abs(first - last) > 0.01  # it has learned something meanwhile
+        for name, value in losses[1].items():
+            assert losses[0][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+        first = first or losses[1]["loss_d"]
+        # From equal states at every step: rounding grows without bound in the course of a GAN.
+        for part in ("generator", "discriminator", "optimizer_g", "optimizer_d"):
+            state = copy.deepcopy(getattr(theirs.nets, part).state_dict())
+            getattr(ours.nets, part).load_state_dict(state)
+    assert abs(first - losses[1]["loss_d"]) > 0.01  # it has learned something meanwhile
 
 
 def test_the_vectors_advance_once_per_discriminator_update() -> None:
@@ -427,7 +551,7 @@ def test_compiled_networks_give_the_same_losses() -> None:
 
 
 def test_batches_must_divide_among_ranks() -> None:
-    from fastsn.gan.ranks import Ranks
+    from fastsn.gan.run.ranks import Ranks
 
     config = tiny(optim={"batch_d": 9})
     with pytest.raises(ConfigError, match=r"optim\.batch_d: expected a multiple .* \(2\), got 9"):

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from fastsn.gan import checkpoint
 from fastsn.gan.config import Config, from_dict
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.train import train
+from fastsn.gan.loop.training import train
+from fastsn.gan.run import checkpoint
+from fastsn.gan.run.jsonl import read_rows
 
 #: What a row of the log says of the machine instead of the training.
 MACHINE = {"steps_per_s", "images_per_s", "memory_mib"}

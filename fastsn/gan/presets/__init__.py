@@ -14,7 +14,7 @@ import yaml
 
 from fastsn.gan.config import Config, ConfigError, from_dict
 
-__all__ = ["load_preset", "preset_names"]
+__all__ = ["load_preset", "preset_names", "preset_words"]
 
 DATA_SETS = ("mnist", "cifar10", "stl10", "celeba", "imagenet")
 #: The data sets that the paper trains with every row of Table 7.
@@ -55,6 +55,23 @@ def preset_names() -> list[str]:
     return ["demo", *_parts()]
 
 
+def preset_words() -> str:
+    """All names, in a sentence."""
+    methods = list(_read("methods"))
+    only: dict[str, list[str]] = {data: [] for data in DATA_SETS}
+    for method, sets in ONLY.items():
+        for data in sets:
+            only[data].append(method)
+    everywhere = [method for method in methods if method not in ONLY]
+    more = "; ".join(f"of {data} also {', '.join(found)}" for data, found in only.items() if found)
+    return (
+        f"demo; paper/DATA_METHOD with DATA {', '.join(DATA_SETS)}, "
+        f"METHOD {', '.join(everywhere)}, "
+        f"{more}; paper/DATA_METHOD_ROW with DATA {', '.join(WITH_TABLE_7)} and ROW (of Table 7) "
+        f"{', '.join(_read('table7'))}"
+    )
+
+
 def load_preset(name: str) -> Config:
     """The configuration of a name.
 
@@ -64,11 +81,8 @@ def load_preset(name: str) -> Config:
     if name == "demo":
         return from_dict(_read("demo"), name)
     if name not in _parts():
-        methods = ", ".join(_read("methods"))
         raise ConfigError(
-            f"--config: expected a YAML file or a preset, got {name!r}; presets: demo, and "
-            f"paper/DATA_METHOD or paper/DATA_METHOD_ROW with DATA one of {', '.join(DATA_SETS)}, "
-            f"METHOD one of {methods}, ROW (of Table 7) one of {', '.join(_read('table7'))}"
+            f"--config: expected a YAML file or a preset, got {name!r}; presets: {preset_words()}"
         )
     data, method, row = _parts()[name]
     changes = _read("methods")[method]

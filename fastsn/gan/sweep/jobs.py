@@ -7,19 +7,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from fastsn.gan.config import Config, ConfigError, flatten
-from fastsn.gan.process import until_sigterm
-from fastsn.gan.ranks import Ranks
-from fastsn.gan.run_dir import RunDir, RunDirError
+from fastsn.gan.config import Config, ConfigError, DataConfig, flatten, validate
+from fastsn.gan.data.sets import load
+from fastsn.gan.run.folder import RunDir, RunDirError
+from fastsn.gan.run.process import until_asked
+from fastsn.gan.run.ranks import Ranks
 from fastsn.gan.sweep.state import SETTLED, State, attempt, failure, state_of
-from fastsn.gan.sweep.table import Table
-from fastsn.gan.validation import validate
+from fastsn.gan.sweep.table import Launch, Table
 
 __all__ = ["Job", "distinct", "run_jobs"]
 
@@ -75,8 +75,8 @@ def run_jobs(
     """Finishes runs in ``root/<name>/``, and writes ``root/results.jsonl`` and ``results.csv``.
 
     Finished runs are left alone, partial ones go on from their checkpoint, so a sweep that is
-    killed is simply started again. A run that diverges or fails stops no other; SIGTERM lets those
-    at work save, and stops.
+    killed is simply started again. A run that diverges or fails stops no other; SIGTERM, SIGINT and
+    SIGHUP let those at work save, and stop. What the folder's results say of other runs stays.
 
     Args:
         jobs: may name a run several times; it is done once.
@@ -92,8 +92,9 @@ def run_jobs(
         Rows as :meth:`.table.Table.rows` describes them, in the order of ``jobs``.
 
     Raises:
-        ConfigError, RunDirError: nothing was written.
+        ConfigError, DataError, RunDirError: nothing was written.
         OSError: the results cannot be written.
+        KeyboardInterrupt: SIGINT has stopped the sweep.
     """
     configs = distinct(jobs)
     _check(ray, gpus_per_run, cpus_per_run, configs)
@@ -102,12 +103,12 @@ def run_jobs(
         raise RunDirError(f"{root}: expected a folder for the sweep, got a file")
     RunDir(root).check_place()
     table = Table(root, configs)
-    for name, config in configs.items():
-        table.set(name, state_of(config, root / name))
+    for name, data in _fingerprints(configs, root).items():
+        table.set(name, state_of(configs[name], root / name, data), data)
     pending = [name for name, state in table.states.items() if state.status not in SETTLED]
     if show and len(pending) < len(configs):
         sys.stderr.write(f"{len(configs) - len(pending)} of {len(configs)} runs are done already\n")
-    with until_sigterm() as stop, contextlib.ExitStack() as stack:
+    with until_asked() as stop, contextlib.ExitStack() as stack:
         launch: Launch = one_by_one
         if pending and ray is not None:
             from fastsn.gan.sweep.on_ray import cluster
@@ -119,16 +120,23 @@ def run_jobs(
         except OSError as error:
             raise RunDirError(f"{root}: cannot write the sweep: {error.strerror}") from error
         _until_settled(table, pending, launch, stop, show)
+        if stop.is_set() and getattr(stop, "by", "") == "SIGINT":
+            raise KeyboardInterrupt
     rows = table.rows()
     return [rows[job.name] for job in jobs]
 
 
-class Launch(Protocol):
-    """Attempts the runs named, and tells the table what became of them."""
-
-    def __call__(
-        self, table: Table, names: Sequence[str], stop: threading.Event, *, show: bool
-    ) -> None: ...
+def _fingerprints(configs: Mapping[str, Config], root: Path) -> dict[str, Mapping[str, Any] | None]:
+    """Of the images of runs that have been begun, which must be the same ones, by their names."""
+    known: dict[DataConfig, Mapping[str, Any]] = {}
+    found: dict[str, Mapping[str, Any] | None] = {}
+    for name, config in configs.items():
+        found[name] = None
+        if (root / name / "config.yaml").exists():
+            if config.data not in known:
+                known[config.data] = load(config.data).fingerprint
+            found[name] = known[config.data]
+    return found
 
 
 def _until_settled(
@@ -176,7 +184,7 @@ def one_by_one(table: Table, names: Sequence[str], stop: threading.Event, *, sho
         table.set(name, State("running", table.states[name].step))
         table.write()
         try:
-            state = attempt(config, path, stop, show=show)
+            state = attempt(config, path, stop, table.data.get(name), show=show)
         except Exception as error:  # such as too little memory: the others may have enough
             traceback.print_exc()
             state = failure(config, path, error)

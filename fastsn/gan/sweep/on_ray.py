@@ -24,10 +24,9 @@ import torch
 from ray import tune
 
 from fastsn.gan.config import Config, ConfigError, from_dict
-from fastsn.gan.process import until_sigterm
-from fastsn.gan.sweep.jobs import Launch
+from fastsn.gan.run.process import until_asked
 from fastsn.gan.sweep.state import State, attempt, state_of
-from fastsn.gan.sweep.table import Table
+from fastsn.gan.sweep.table import Launch, Table
 
 __all__ = ["cluster"]
 
@@ -112,6 +111,7 @@ def _launch(
             "path": str(table.root / name),
             "asked": str(asked),
             "threads": max(1, int(cpus)),
+            "data": table.data.get(name),
         }
         for name in names
     ]
@@ -132,7 +132,7 @@ def _launch(
     messenger = threading.Thread(target=_pass_on, args=(stop, over, asked), daemon=True)
     messenger.start()
     try:
-        with until_sigterm(stop):  # Ray has put its own handler in the place of the sweep's
+        with until_asked(stop):  # Ray has put its own handler in the place of the sweep's
             results = tuner.fit()
     finally:
         over.set()
@@ -170,7 +170,8 @@ def _trial(parameters: dict[str, Any]) -> dict[str, Any]:
     watch = threading.Thread(target=_watch, args=(Path(task["asked"]), stop), daemon=True)
     watch.start()
     try:
-        state = attempt(from_dict(task["config"]), Path(task["path"]), stop, show=False)
+        config, path = from_dict(task["config"]), Path(task["path"])
+        state = attempt(config, path, stop, task["data"], show=False)
     finally:
         stop.set()
         watch.join()

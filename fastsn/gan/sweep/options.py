@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from fastsn.gan.config import FREE, Config, ConfigError, flatten, from_dict
+from fastsn.gan.config import FREE, Config, ConfigError, flatten, from_dict, validate
 from fastsn.gan.sweep.jobs import Job, distinct, run_jobs
 from fastsn.gan.sweep.state import SETTLED, state_of
 from fastsn.gan.sweep.table import varied_options
-from fastsn.gan.validation import validate
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 __all__ = ["SweepOptions", "add_options", "grid", "parse_varied", "sweep"]
 
+#: Runs of one sweep.
+MOST = 100_000
 #: Of these a sweep says 1, as ``fastsn train`` does of a run that stopped so.
 UNDONE = ("diverged", "failed", "busy")
 
@@ -42,11 +45,11 @@ class SweepOptions:
         dry_run: only print the runs.
     """
 
-    seeds: int = 1
+    seeds: PositiveInt = 1
     out: str = "runs"
     ray: str | None = None
-    gpus_per_run: float = 0.0
-    cpus_per_run: float = 1.0
+    gpus_per_run: NonNegativeFloat = 0.0
+    cpus_per_run: PositiveFloat = 1.0
     dry_run: bool = False
 
 
@@ -99,9 +102,12 @@ def grid(base: Config, varied: Mapping[str, Sequence[Any]], seeds: int = 1) -> l
     Raises:
         ConfigError: a combination that no run can have; the message names it.
     """
-    if seeds < 1:
-        raise ConfigError(f"--seeds: expected a positive number, got {seeds}")
     values = dict(varied)
+    total = math.prod(map(len, values.values())) * seeds
+    if not 1 <= total <= MOST:
+        raise ConfigError(
+            f"--seeds, --vary: expected between 1 and {MOST:,} runs in all, got {total:,}"
+        )
     if seeds > 1:
         if "train.seed" in values:
             raise ConfigError("--seeds: expected 1 with --vary train.seed, got both")

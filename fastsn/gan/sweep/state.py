@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsn.gan import checkpoint
-from fastsn.gan.checkpoint import CheckpointError
 from fastsn.gan.config import Config, ConfigError
-from fastsn.gan.data import DataError
-from fastsn.gan.jsonl import read_rows
-from fastsn.gan.run_dir import RunBusyError, RunDir, RunDirError
-from fastsn.gan.train import Diverged, Stopped, train
+from fastsn.gan.data.images import DataError
+from fastsn.gan.loop.training import Diverged, Stopped, train
+from fastsn.gan.run import checkpoint
+from fastsn.gan.run.checkpoint import CheckpointError
+from fastsn.gan.run.folder import RunBusyError, RunDir, RunDirError
+from fastsn.gan.run.jsonl import read_rows
 
 __all__ = ["SETTLED", "State", "attempt", "failure", "state_of"]
 
@@ -40,30 +41,44 @@ class State:
     reason: str = ""
 
 
-def state_of(config: Config, path: Path) -> State:
-    """What the folder of a run says; whether a process is at work there, it does not."""
+def state_of(config: Config, path: Path, data: Mapping[str, Any] | None = None) -> State:
+    """What the folder of a run says; whether a process is at work there, it does not.
+
+    Args:
+        config: of the run.
+        path: of its folder.
+        data: fingerprint of the images, where it is known: a run on others is a failed one.
+    """
     try:
-        RunDir(path).check(config)
-        events = read_rows(path / "events.jsonl")
+        RunDir(path).check(config, data)
+        events = read_rows(path / "events.jsonl", ("event", "step"))
     except ValueError as error:  # other options, other files, a damaged table
         return State("failed", 0, str(error))
     saved = checkpoint.candidates(path / "checkpoints")
     step = saved[0][0] if saved else 0
     last: dict[str, Any] = events[-1] if events else {"event": "none"}
     if last["event"] == "stop":
-        if last["reason"] == "finished" and last["step"] >= config.train.steps:
+        reason = last.get("reason")
+        if reason == "finished" and last["step"] >= config.train.steps:
             return State("finished", last["step"])
-        if last["reason"] in ("diverged", "failed"):
-            return State(last["reason"], step, last["why"])
+        if reason in ("diverged", "failed"):
+            return State(reason, step, str(last.get("why", "")))
     return State("stopped" if events else "waiting", step)
 
 
-def attempt(config: Config, path: Path, stop: threading.Event, *, show: bool) -> State:
+def attempt(
+    config: Config,
+    path: Path,
+    stop: threading.Event,
+    data: Mapping[str, Any] | None = None,
+    *,
+    show: bool,
+) -> State:
     """Trains a run until its end, or until ``stop`` is set, unless that would change nothing.
 
     What is wrong with the run is told by the state; what else goes wrong is raised.
     """
-    before = state_of(config, path)
+    before = state_of(config, path, data)
     if before.status in SETTLED or stop.is_set():
         return before
     try:

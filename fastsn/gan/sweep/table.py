@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from fastsn.gan.checkpoint import replace_file
 from fastsn.gan.config import Config, flatten
-from fastsn.gan.evaluation import best_value
-from fastsn.gan.jsonl import read_rows, to_line
+from fastsn.gan.measure.evaluation import best_value
+from fastsn.gan.run.checkpoint import replace_file
+from fastsn.gan.run.folder import RunDirError
+from fastsn.gan.run.jsonl import read_rows, to_line
 from fastsn.gan.sweep.state import State
 
-__all__ = ["Table", "varied_options"]
+__all__ = ["Launch", "Table", "varied_options"]
 
 
 class Table:
@@ -29,11 +32,26 @@ class Table:
     def __init__(self, root: Path, configs: Mapping[str, Config]) -> None:
         self.root, self.configs = root, dict(configs)
         self.states: dict[str, State] = {}
+        #: Fingerprints of the images of runs that had been begun.
+        self.data: dict[str, Mapping[str, Any] | None] = {}
+        self._read_others()  # what cannot be added to is told at once
         self._varied = varied_options(self.configs)
         self._rows: dict[str, dict[str, Any]] = {}
 
-    def set(self, name: str, state: State) -> None:
+    def _read_others(self) -> dict[str, dict[str, Any]]:
+        """Rows of runs that are not this sweep's, which stay in the files."""
+        try:
+            rows = read_rows(self.root / "results.jsonl", ("run",))
+        except ValueError as error:
+            raise RunDirError(
+                f"{error}: move the file away, and the sweep writes its own"
+            ) from None
+        return {row["run"]: row for row in rows if row["run"] not in self.configs}
+
+    def set(self, name: str, state: State, data: Mapping[str, Any] | None = None) -> None:
         """Reads what a run has brought so far."""
+        if data is not None:
+            self.data[name] = data
         self.states[name] = state
         self._rows[name] = self._row(name, state)
 
@@ -55,7 +73,7 @@ class Table:
         options = dict(flatten(config.to_dict()))
         row |= {option: options[option] for option in self._varied}
         try:
-            metrics = read_rows(self.root / name / "metrics.jsonl")
+            metrics = read_rows(self.root / name / "metrics.jsonl", ("step",))
         except ValueError as error:  # damaged; the run itself refuses to go on then
             metrics, state = [], State(state.status, state.step, str(error))
         for number in dict.fromkeys(key for found in metrics for key in found):
@@ -70,12 +88,16 @@ class Table:
         return row
 
     def write(self) -> None:
-        """Replaces both files.
+        """Replaces both files by those rows, after the ones of other runs that were there.
 
         Raises:
             OSError: the disk is full, and so on; the files are as they were.
         """
-        rows = [*self.rows().values()]
+        with open(self.root / "results.lock", "w") as lock:  # another sweep may write as well
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._write([*self._read_others().values(), *self.rows().values()])
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
         replace_file(self.root / "results.jsonl", "".join(map(to_line, rows)).encode())
         text = io.StringIO()
         # runs without evaluations lack the columns of those with
@@ -84,9 +106,17 @@ class Table:
         writer = csv.DictWriter(text, [*ordered, "protocol", "reason"], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            protocol = row["protocol"] and json.dumps(row["protocol"], sort_keys=True)
+            protocol = row.get("protocol") and json.dumps(row["protocol"], sort_keys=True)
             writer.writerow({**row, "protocol": protocol})
         replace_file(self.root / "results.csv", text.getvalue().encode())
+
+
+class Launch(Protocol):
+    """Attempts the runs named, and tells the table what became of them."""
+
+    def __call__(
+        self, table: Table, names: Sequence[str], stop: threading.Event, *, show: bool
+    ) -> None: ...
 
 
 def varied_options(configs: Mapping[str, Config]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Real images: the paper's data sets, and a user's own."""

@@ -1,0 +1,1 @@
+"""What is measured: samples by an extractor's features, discriminators from the inside."""

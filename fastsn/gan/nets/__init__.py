@@ -1,0 +1,1 @@
+"""Networks, what normalizes them, and their losses."""

@@ -23,7 +23,7 @@ using accumulate_t = typename Accumulate<T>::Type;
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);
 template <typename T>
-constexpr int kColumnEntries = kThreads* kPack<T>;
+constexpr int kColumnEntries = kThreads * kPack<T>;
 
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
@@ -152,7 +152,7 @@ struct Slice {
     const int high = axis == 0 ? 1 : 0;
     const int low = axis == 2 ? 1 : 2;
     // not indexed by what is known at run time only: that would need a stack
-    const auto at = [](const int(&values)[3], int k) {
+    const auto at = [](const int (&values)[3], int k) {
       const int slow = values[0];
       const int middle = values[1];
       const int fast = values[2];

@@ -25,12 +25,9 @@ struct Weight {
 
 // Between them: strips of one tile and of several, one unfolding and two, groups of nine and
 // others, rows that are added up by warps and by threads.
-const std::vector<Weight> kWeights = {{{1, 11000}, kSN},
-                                      {{100, 130}, kSN},
-                                      {{40, 36}, kSNVFirst},
-                                      {{70, 9}, kSN},
-                                      {{300, 20, 3, 3}, kBSN},
-                                      {{24, 20, 4, 4}, kBSN}};
+const std::vector<Weight> kWeights = {{{1, 11000}, kSN},       {{100, 130}, kSN},
+                                      {{40, 36}, kSNVFirst},   {{70, 9}, kSN},
+                                      {{300, 20, 3, 3}, kBSN}, {{24, 20, 4, 4}, kBSN}};
 
 Views views_of(const Weight& weight) {
   std::vector<int64_t> strides(weight.sizes.size(), 1);

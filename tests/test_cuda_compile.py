@@ -23,14 +23,14 @@ from fastsn.backends import explain, native
 
 MODULE = Path(fastsn.__file__).with_name("_C_cuda.abi3.so")
 ARCHITECTURES = ("80", "90", "100")
-FEW, MANY = 31, 255  # weights a launch takes, by the kernel
-# Two blocks of 512 threads share the 65,536 registers of a multiprocessor; in float64 there is one.
-MOST_REGISTERS = {"float": 64, "__half": 64, "__nv_bfloat16": 64, "double": 128}
-MANGLED = {"f": "float", "6__half": "__half", "13__nv_bfloat16": "__nv_bfloat16", "d": "double"}
+KERNELS = ("forward_rows", "forward_cols", "forward_finish", "backward_dot", "backward_store")
+DTYPES = ("f64", "f32", "bf16", "f16")
+SIZES = ("few", "many")  # weights that the parameter has room for
+MOST_REGISTERS = 128  # two blocks of 256 threads share the 65,536 of a multiprocessor
 MOST_SHARED = 1024  # what CUDA itself reserves; the kernels' own is given at the launch
 KERNEL = re.compile(
     r"^arch = sm_(?P<architecture>\d+)|"
-    r"Function \w+?\d(?P<kernel>[a-z]+)_kernelI(?P<dtype>\w+?)Li(?P<most>\d+)EE\w+:\s+"
+    r"Function fastsn_(?P<kernel>[a-z]+_[a-z]+)_(?P<dtype>[a-z0-9]+)_(?P<size>few|many):\s+"
     r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+) LOCAL:(?P<local>\d+)",
     re.MULTILINE,
 )
@@ -39,7 +39,7 @@ KERNEL = re.compile(
 class Resources(NamedTuple):
     kernel: str
     dtype: str
-    most: int  # weights in its parameter
+    size: str
     architecture: str
     registers: int
     stack: int  # bytes of a thread, spilled registers among them
@@ -62,8 +62,9 @@ def parse(report: str) -> list[Resources]:
             architecture = match["architecture"]
             continue
         numbers = (int(match[field]) for field in ("registers", "stack", "local", "shared"))
-        dtype, most = MANGLED[match["dtype"]], int(match["most"])
-        found.append(Resources(match["kernel"], dtype, most, architecture, *numbers))
+        found.append(
+            Resources(match["kernel"], match["dtype"], match["size"], architecture, *numbers)
+        )
     return found
 
 
@@ -88,24 +89,24 @@ def resources(
     return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_kernels_fit_the_cooperative_grid(
+def test_kernels_fit_the_blocks_planned(
     resources: list[Resources], record_property: Callable[[str, object], None]
 ) -> None:
     table = "\n".join(map(str, resources))
     record_property("resources", table)
     print(table)
     expected = {
-        (kernel, dtype, most, architecture)
-        for kernel in ("forward", "backward")
-        for dtype in MOST_REGISTERS
-        for most in (FEW, MANY)
+        (kernel, dtype, size, architecture)
+        for kernel in KERNELS
+        for dtype in DTYPES
+        for size in SIZES
         for architecture in ARCHITECTURES
     }
     missing = expected - {kernel[:4] for kernel in resources}
     assert not missing, f"not compiled: {missing}; build without TORCH_CUDA_ARCH_LIST"
     for kernel in resources:
         assert kernel.stack == kernel.local == 0, f"expected no stack and no spills, got {kernel}"
-        assert kernel.registers <= MOST_REGISTERS[kernel.dtype], kernel
+        assert kernel.registers <= MOST_REGISTERS, kernel
         assert kernel.shared <= MOST_SHARED, kernel
 
 
@@ -113,10 +114,10 @@ def test_report_shows_spills() -> None:
     """The form of the report, of a kernel compiled with too few registers."""
     report = (
         "Fatbin elf code:\n================\narch = sm_90\n\nResource usage:\n"
-        " Function _ZN6fastsn14forward_kernelI6__halfLi31EEEvNS_14ForwardTableOfIXT0_EEE:\n"
+        " Function fastsn_forward_rows_f16_few:\n"
         "  REG:32 STACK:48 SHARED:1024 LOCAL:0 CONSTANT[0]:544 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
     )
-    assert parse(report) == [Resources("forward", "__half", 31, "90", 32, 48, 0, 1024)]
+    assert parse(report) == [Resources("forward_rows", "f16", "few", "90", 32, 48, 0, 1024)]
 
 
 def test_module_loads_and_says_what_is_missing(built: Path) -> None:

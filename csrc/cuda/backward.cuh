@@ -163,8 +163,7 @@ struct Gradient {
                 values[k] = factor * widen(pack.value[k]) - of_x.value[k] * x.value[k];
                 if constexpr (kTwo) values[k] -= y_rows[row] * y.value[k];
               }
-              const int64_t at =
-                  begin + static_cast<int64_t>(row - first_row) * tile.row_stride;
+              const int64_t at = begin + static_cast<int64_t>(row - first_row) * tile.row_stride;
               store<kAligned>(at, values);
             });
       }
@@ -178,8 +177,10 @@ struct Gradient {
       store_pack<kAligned>(static_cast<T*>(weight.grad_weight) + at, values);
     } else {
       void* out = weight.grad_weight;
-      if (call.grad_dtype == kFloat32) return store_pack<kAligned>(static_cast<float*>(out) + at, values);
-      if (call.grad_dtype == kFloat16) return store_pack<kAligned>(static_cast<Float16*>(out) + at, values);
+      if (call.grad_dtype == kFloat32)
+        return store_pack<kAligned>(static_cast<float*>(out) + at, values);
+      if (call.grad_dtype == kFloat16)
+        return store_pack<kAligned>(static_cast<Float16*>(out) + at, values);
       store_pack<kAligned>(static_cast<BFloat16*>(out) + at, values);
     }
   }

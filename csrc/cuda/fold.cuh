@@ -29,7 +29,8 @@ struct FoldLayout {
     layout.quads = kNarrow && inner % 4 == 0 && inner == weight.size[2];
     layout.swapped = layout.quads && inner == 16 && groups % 2 == 0;
     if (layout.nine) layout.stride = kNine;
-    layout.rows = buffer_entries(sizeof(A) == 8) / layout.stride / weight.row_step * weight.row_step;
+    layout.rows =
+        buffer_entries(sizeof(A) == 8) / layout.stride / weight.row_step * weight.row_step;
     return layout;
   }
 
@@ -116,9 +117,8 @@ FASTSN_DEVICE void fold_quads(const FoldLayout& layout, int rows, int groups, in
 // store(e, t) for the entries e = row * inner + k of `rows` rows; `spare` has room for 9 entries
 // for every 4 threads.
 template <typename A, typename Store, typename Store4>
-FASTSN_DEVICE void fold_rows(const FoldLayout& layout, const Tile& tile,
-                             int rows, const A* buffer, const A* u, A* spare, Store store,
-                             Store4 store4) {
+FASTSN_DEVICE void fold_rows(const FoldLayout& layout, const Tile& tile, int rows, const A* buffer,
+                             const A* u, A* spare, Store store, Store4 store4) {
   const int groups = tile.size[1];
   const int inner = tile.size[2];
   if constexpr (sizeof(A) == 4) {

@@ -87,10 +87,12 @@ FASTSN_DEVICE void forward_finish(const ForwardTableOf<kMost>& table) {
   if (index == 0) {
     if (shared.keep_vectors && !evaluation) measure_given(weight, shared);
     if (thread_index() == 0) {
-      A* view_stats = static_cast<A*>(table.view_stats) + 2 * (table.first_view + weight.first_view);
+      A* view_stats =
+          static_cast<A*>(table.view_stats) + 2 * (table.first_view + weight.first_view);
 #pragma unroll 1
       for (int j = 0; j < weight.views; ++j) {
-        const double lengths = shared.keep_vectors ? shared.given_lengths[j] : shared.new_lengths[j];
+        const double lengths =
+            shared.keep_vectors ? shared.given_lengths[j] : shared.new_lengths[j];
         const double coefficient = weight.views == 2 ? 0.5 : 1.0;
         view_stats[2 * j + 1] = static_cast<A>(lengths == 0 ? 0 : coefficient / lengths);
       }

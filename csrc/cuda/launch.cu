@@ -105,10 +105,9 @@ void check_device(int device) {
       const Launch launch{kernel, dtype, 1, 1, kThreads, shared_bytes(kernel, dtype)};
       const char* name = kernel_name(launch);
       if (launch.shared_bytes > most) {
-        throw std::runtime_error(std::string(name) + ": expected " +
-                                 std::to_string(launch.shared_bytes) +
-                                 " bytes of shared memory for a block, got a device with " +
-                                 std::to_string(most));
+        throw std::runtime_error(
+            std::string(name) + ": expected " + std::to_string(launch.shared_bytes) +
+            " bytes of shared memory for a block, got a device with " + std::to_string(most));
       }
       cudaFuncAttributes attributes;  // fails where no code was compiled for the device
       check(cudaFuncGetAttributes(&attributes, function_of(kernel, dtype, 1)), name);

@@ -62,7 +62,10 @@ struct Device {
 #endif
 
 const char* dtype_name(DType dtype) {
-  return dtype == kFloat64 ? "float64" : dtype == kFloat32 ? "float32" : dtype == kBFloat16 ? "bfloat16" : "float16";
+  return dtype == kFloat64    ? "float64"
+         : dtype == kFloat32  ? "float32"
+         : dtype == kBFloat16 ? "bfloat16"
+                              : "float16";
 }
 
 // Runs what enqueues the launches of a table. Whoever called can go on with another backend: none of
@@ -205,9 +208,8 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
     table.view_stats = stats_data;
     table.grad_scales = grad_scales.mutable_data_ptr();
     enqueue(settings, "weights_sn", table, [&] {
-      run_backward(table, settings.dtype, [&](const Launch& launch) {
-        start(launch, settings.device, device.stream);
-      });
+      run_backward(table, settings.dtype,
+                   [&](const Launch& launch) { start(launch, settings.device, device.stream); });
     });
   }
   return {grad_weights, grad_scales};

@@ -31,9 +31,9 @@ struct Products {
   const ForwardProblem& weight;
   const Tile& tile;
   SharedHead& shared;
-  A* rows;    // in shared memory: what belongs to rows
-  A* cols;    // what belongs to columns, then part sums over rows
-  A* buffer;  // part sums over columns, or rows of the tile
+  A* rows;             // in shared memory: what belongs to rows
+  A* cols;             // what belongs to columns, then part sums over rows
+  A* buffer;           // part sums over columns, or rows of the tile
   int over_cols = -1;  // views, by what their products are
   int over_rows = -1;
   int over_groups = -1;
@@ -254,9 +254,8 @@ struct Products {
       const int count = left < layout.rows ? left : layout.rows;
       if (active) {
         const int64_t offset = static_cast<int64_t>(begin + first_row) * tile.row_stride;
-        for_rows<kCount, kAligned>(data + offset, tile.row_stride, begin + first_row,
-                                   begin + count, weight.row_step,
-                                   [&](int row, const Pack<T, kCount>& pack) {
+        for_rows<kCount, kAligned>(data + offset, tile.row_stride, begin + first_row, begin + count,
+                                   weight.row_step, [&](int row, const Pack<T, kCount>& pack) {
                                      each(row, pack, buffer + layout.place(row - begin, own));
                                    });
       }

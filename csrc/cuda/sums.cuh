@@ -41,7 +41,8 @@ FASTSN_DEVICE void block_sum(double (&value)[kCount], double* warps) {
 // The sums of the first kCount of `step` doubles in each of `count` records, for every thread of a
 // warp. All must call it.
 template <int kCount>
-FASTSN_DEVICE void sum_records(const double* records, int count, int step, double (&total)[kCount]) {
+FASTSN_DEVICE void sum_records(const double* records, int count, int step,
+                               double (&total)[kCount]) {
 #pragma unroll
   for (int k = 0; k < kCount; ++k) total[k] = 0;
 #pragma unroll 4

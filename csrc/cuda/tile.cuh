@@ -23,7 +23,7 @@ using accumulate_t = typename Accumulate<T>::Type;
 template <typename T>
 constexpr int kPack = 16 / sizeof(T);
 template <typename T>
-constexpr int kColumnEntries = kThreads* kPack<T>;
+constexpr int kColumnEntries = kThreads * kPack<T>;
 
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
@@ -152,8 +152,11 @@ struct Slice {
     const int high = axis == 0 ? 1 : 0;
     const int low = axis == 2 ? 1 : 2;
     // not indexed by what is known at run time only: that would need a stack
-    const auto at = [&](const int(&values)[3], int k) {
-      return k == 0 ? values[0] : k == 1 ? values[1] : values[2];
+    const auto at = [](const int (&values)[3], int k) {
+      const int slow = values[0];
+      const int middle = values[1];
+      const int fast = values[2];
+      return k == 0 ? slow : k == 1 ? middle : fast;
     };
     const int others = at(tile.place, high) * box.grid[low] + at(tile.place, low);
     const int other_slots = box.grid[high] * box.grid[low];
@@ -175,7 +178,7 @@ struct Slice {
     } else {
       width = axis == 1 ? tile.size[2] : 1;
       stride = box.size[axis == 1 ? 2 : 1];
-      base = tile.begin[0] * stride + tile.begin[axis == 1 ? 2 : 1];
+      base = tile.begin[0] * stride + at(tile.begin, axis == 1 ? 2 : 1);
       count = tile.size[0] * width;
     }
   }

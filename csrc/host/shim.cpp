@@ -196,11 +196,19 @@ void set_order(int blocks_at_once, bool in_reverse) {
 
 namespace {
 
-// Blocks that follow each other are not ordered for ThreadSanitizer either.
-void run_blocks(int count, unsigned char** shared) {
-  std::vector<Fiber> fibers(count * kThreads);
-  std::vector<Barrier> barriers(count + count * kWarps);
-  std::vector<double> warp_values(count * kThreads);
+// Blocks at once. Those that follow each other are not ordered for ThreadSanitizer either, nor is
+// the host before the last has ended: until then nothing is freed.
+struct Wave {
+  std::vector<Fiber> fibers;
+  std::vector<Barrier> barriers;
+  std::vector<double> warp_values;
+};
+
+void run_blocks(int count, unsigned char** shared, Wave& wave) {
+  wave.fibers = std::vector<Fiber>(count * kThreads);
+  wave.barriers = std::vector<Barrier>(count + count * kWarps);
+  wave.warp_values = std::vector<double>(count * kThreads);
+  auto& [fibers, barriers, warp_values] = wave;
   for (int k = 0; k < count; ++k) barriers[k].expected = kThreads;
   for (int k = 0; k < count * kWarps; ++k) barriers[count + k].expected = kWarp;
   machine.fibers = fibers.data();
@@ -236,6 +244,7 @@ void launch(int blocks, int64_t shared_bytes, const std::function<void()>& kerne
   machine.step = reversed ? -1 : 1;
   std::vector<std::unique_ptr<unsigned char[]>> memory(blocks);
   std::vector<unsigned char*> shared(blocks);
+  std::vector<Wave> waves((blocks + at_once - 1) / at_once);
   for (int done = 0; done < blocks; done += at_once) {
     const int count = std::min(at_once, blocks - done);
     machine.first_block = reversed ? blocks - 1 - done : done;
@@ -244,7 +253,7 @@ void launch(int blocks, int64_t shared_bytes, const std::function<void()>& kerne
       std::memset(memory[k].get(), kUnwritten, shared_bytes);
       shared[k] = memory[k].get();
     }
-    run_blocks(count, &shared[done]);
+    run_blocks(count, &shared[done], waves[done / at_once]);
   }
   __tsan_acquire(&machine.end_order);
 }
@@ -272,11 +281,11 @@ const char* barriers_reached() {
 
 }  // namespace shim
 
-int thread_index() { return shim::self().thread; }
-int block_index() {
+FASTSN_UNSEEN int thread_index() { return shim::self().thread; }
+FASTSN_UNSEEN int block_index() {
   return shim::machine.first_block + shim::machine.step * shim::self().block;
 }
-unsigned char* shared_memory() { return shim::machine.shared[shim::self().block]; }
+FASTSN_UNSEEN unsigned char* shared_memory() { return shim::machine.shared[shim::self().block]; }
 
 // Fibers run one at a time, so plain memory does; it is not looked at.
 FASTSN_UNSEEN uint32_t arrive(uint32_t* counter) {

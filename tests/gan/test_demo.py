@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,11 @@ def test_the_demo_stops_resumes_and_publishes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gan", "--steps=150", "--seconds=0.1"]
     command += [f"--out={tmp_path / 'run'}", f"--images={tmp_path / 'images'}"]
     done = subprocess.run(
-        [*command, f"--readme={readme}"], cwd=tmp_path, capture_output=True, text=True
+        [*command, f"--readme={readme}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all checks passed" in done.stdout and "goes on at step" in done.stderr

@@ -311,6 +311,14 @@ def test_every_ending_leaves_an_event(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_killed_at_its_very_beginning_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("lock", "data.json", "config.yaml.123.tmp"):
+        (tmp_path / "run" / name).write_text("")
+    train(tiny(train={"steps": 5}), tmp_path / "run", show=False)
+    assert not [*(tmp_path / "run").glob("*.tmp")]
+
+
 def test_other_images_are_shown_and_refused(tmp_path: Path) -> None:
     config = tiny(train={"steps": 5}, data={"name": "folder", "root": str(tmp_path / "a")})
     for name, shade in (("a", 0), ("b", 99)):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fastsn import fold
 from fastsn.analysis import layer_report
 from fastsn.conv_norm import ConvSpectralNorm
-from fastsn.convert import fold
 from fastsn.gan.measure.sampling import evaluating
 from fastsn.parametrization import SpectralNorm
 

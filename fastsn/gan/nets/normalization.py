@@ -11,10 +11,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 import fastsn
+from fastsn import SpectralNormGroup
 from fastsn.conv_map import is_conv
 from fastsn.gan.config import SCALED, SPREADABLE, Method
 from fastsn.gan.nets.models import lecun_
-from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import register
 from fastsn.plan import BSN, SN
 

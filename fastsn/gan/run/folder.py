@@ -88,7 +88,8 @@ class RunDir:
         if not file.exists():
             # A run killed at its very beginning has left these.
             found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-            if {name for name in found if name != "lock" and not name.endswith(".tmp")}:
+            ours = {name for name in found if name.endswith(".tmp")} | {"lock", "data.json"}
+            if found - ours:
                 raise RunDirError(
                     f"{self.path}: expected an empty folder or a run, got other files"
                 )

@@ -125,7 +125,7 @@ class ConvSpectralNorm(nn.Module):
         for recomputed, notes in around:
             if not recomputed:
                 notes.add(handle, pair)
-        return pair  # type: ignore[no-any-return]
+        return pair
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning ``layer.weight = value`` stores ``value`` as the original, as torch does."""

@@ -125,9 +125,9 @@ def _notes(model: nn.Module) -> dict[str, str]:
             notes[name] = f"normalizes itself: {itself}" if itself else "no spectral norm"
         else:
             hooks = model.get_submodule(layer_name)._forward_pre_hooks.values()
-            kinds = [type(hook) for hook in hooks if hasattr(hook, "name")]
-            if TorchHook not in kinds:
-                given = ", ".join(_described(kind, TorchHook) for kind in kinds) or "a hook"
+            found = [type(hook) for hook in hooks if hasattr(hook, "name")]
+            if TorchHook not in found:
+                given = ", ".join(_described(kind, TorchHook) for kind in found) or "a hook"
                 notes[name] = f"normalized by {given}"
     return notes
 
@@ -142,7 +142,9 @@ def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: st
     held = parametrizations_of(layer)[tensor_name]
     theirs = held[i]
     iterations = getattr(theirs, "n_power_iterations", 1)  # absent for 1-d weights
-    vectors = {name: theirs._buffers[name] for name in ("_u", "_v") if name in theirs._buffers}
+    vectors: dict[str, Any] = {
+        name: theirs._buffers[name] for name in ("_u", "_v") if name in theirs._buffers
+    }
     theirs.training, training = False, theirs.training  # reading the weight must advance nothing
     with torch.no_grad(), torch.autocast(next(layer.parameters()).device.type, enabled=False):
         weight = getattr(layer, tensor_name)
@@ -158,7 +160,7 @@ def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None
     name = hook.name
     weight: Any = layer._parameters.pop(f"{name}_orig")
     u, v = layer._buffers.pop(f"{name}_u"), layer._buffers.pop(f"{name}_v", None)
-    vectors = {} if weight.ndim < 2 else {"_u": u, "_v": v}
+    vectors: dict[str, Any] = {} if weight.ndim < 2 else {"_u": u, "_v": v}
     del layer._forward_pre_hooks[key]
     layer._forward_pre_hooks_with_kwargs.pop(key, None)
     for hooks, kinds in (

@@ -59,6 +59,9 @@ class Norm(Protocol):
     shape: tuple[int, ...]
     vector_names: tuple[tuple[str, str], ...]
     state: State
+
+    def vectors(self) -> list[tuple[Tensor, Tensor]]: ...
+
     _buffers: dict[str, Tensor | None]
 
 
@@ -402,9 +405,9 @@ def _transformed(batch: Batch, weights: Sequence[Tensor], out_dtype: torch.dtype
         store=iterations > 0,
     )  # fmt: skip
     if batch.in_steps and iterations:
-        for state, weight, norm in zip(batch.states, weights, batch.norms, strict=True):
+        for state, weight in zip(batch.states, weights, strict=True):
             state.computed = None
-            state.sight = look(_unwrapped(weight), norm.scale, None)
+            state.sight = look(_unwrapped(weight), None)
     return Results(numbers.weights_sn, None, Computed(batch.plan, numbers, out_dtype, None))
 
 
@@ -418,7 +421,8 @@ def _read_in_steps(
     batch: Batch, weights: Sequence[Tensor], out_dtype: torch.dtype | None
 ) -> Results:
     capture = capture_now(weights[0])
-    fresh, lost = [], []
+    fresh: list[int] = []
+    lost: list[int] = []
     for i, (state, weight) in enumerate(zip(batch.states, weights, strict=True)):
         sight, computed = state.sight, state.computed
         if sight is None or not sight.shows(weight, capture):
@@ -458,10 +462,7 @@ def _compute_and_keep(
     own = weights if whole else [weights[i] for i in members]
     # Kept results outlive an inference_mode block, and training goes on with them.
     with torch.inference_mode(weights[0].is_inference()):
-        sights = [
-            look(weight, norm.scale, capture)
-            for weight, norm in zip(own, part.norms, strict=True)
-        ]  # fmt: skip
+        sights = [look(weight, capture) for weight in own]
         computed = compute(part, own, iterations, out_dtype)
     if weights[0].is_cuda and not capture:
         stream = torch.cuda.current_stream(weights[0].device)
@@ -509,4 +510,4 @@ def part_batch(handles: tuple[int, ...]) -> Batch:
     batch = parts.get(handles)
     if batch is None or batch.made_at != changes:
         batch = parts[handles] = Batch(norms)
-    return batch  # type: ignore[no-any-return]
+    return batch

@@ -187,7 +187,7 @@ class Frame:
 def current() -> Frame | None:
     """This thread's innermost frame."""
     try:
-        return _local.frame  # type: ignore[no-any-return]
+        return _local.frame
     except AttributeError:
         return None
 
@@ -230,11 +230,11 @@ def read(norm: Norm, weight: Tensor) -> Tensor:
                 and _in_backward() == -1
             ):
                 block.handed[i] = True
-                return block.tensors[i]  # type: ignore[no-any-return]
+                return block.tensors[i]
             tensor = block.hand_out(i, norm, weight)
             return _read_alone(norm, weight) if tensor is None else tensor
         if frame.given is not None and handle in frame.given:
-            return frame.given[handle]  # type: ignore[no-any-return]
+            return frame.given[handle]
         frame = frame.outer
     return _read_alone(norm, weight)
 
@@ -317,8 +317,8 @@ def _advance(
     vectors = [us[j] for j in views], [vs[j] for j in views]
     compute(own, given, own.n_power_iterations, None, vectors)
     if batch.in_steps:
-        for state, norm, weight in zip(own.states, own.norms, given, strict=True):
-            state.sight, state.computed = look(weight, norm.scale, capture), None
+        for state, weight in zip(own.states, given, strict=True):
+            state.sight, state.computed = look(weight, capture), None
 
 
 def _advanced(handle: int, weight: Tensor) -> bool:

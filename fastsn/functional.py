@@ -110,22 +110,22 @@ def spectral_normalize(
         ("us", us, [view.rows for view in views]),
         ("vs", vs, [view.cols for view in views]),
     ):
-        shapes = [tuple(vector.shape) for vector in given]
-        if shapes != [(size,) for size in sizes]:
+        found = [tuple(vector.shape) for vector in given]
+        if found != [(size,) for size in sizes]:
             raise ValueError(
-                f"expected {name} of shapes {[(size,) for size in sizes]}, got {shapes}"
+                f"expected {name} of shapes {[(size,) for size in sizes]}, got {found}"
             )
         for j, vector in enumerate(given):
             _check_kind(f"{name}[{j}]", vector.dtype, weights[0].dtype)
     if out_dtype is not None:
         _check_kind("out_dtype", out_dtype, weights[0].dtype)
-    given = list(weights), list(us), list(vs), scale_tensor, n_power_iterations, out_dtype
+    call = list(weights), list(us), list(vs), scale_tensor, n_power_iterations, out_dtype
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        numbers = normalize(plan, *given, requested_backend())
+        numbers = normalize(plan, *call, requested_backend())
         weights_sn, sigmas = numbers.weights_sn, numbers.sigmas
     else:
         with torch.no_grad():
-            numbers = normalize(plan, *given, requested_backend())
+            numbers = normalize(plan, *call, requested_backend())
         weights_sn, sigmas, _ = attach(plan, numbers, scale_tensor, weights, keep=False)
     pairs = plan.split(numbers.vectors)
     return SpectralNormalized(weights_sn, sigmas, [u for u, _ in pairs], [v for _, v in pairs])

@@ -58,7 +58,7 @@ class Member(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        return self.slot["original"]  # type: ignore[no-any-return]
+        return self.slot["original"]
 
 
 class SpectralNormGroup:
@@ -177,7 +177,8 @@ class SpectralNormGroup:
 
     def _open_traced(self) -> Frame | None:
         """:meth:`_open` in compiled code."""
-        frame, given = current(), {}
+        frame = current()
+        given: dict[int, Tensor] = {}
         for batch, own in self._batches_for_tracing():
             weights = [self._slots[i]["original"] for i in own]
             if frame is None or not all(map(held, batch.norms, weights)):
@@ -293,7 +294,7 @@ class SpectralNormGroup:
         weights = [slot["original"] for slot in self._slots]
         for weight in weights:
             require_plain(weight)
-        given = {}
+        given: dict[int, Tensor] = {}
         with torch.no_grad():
             for batch, own in batches(self._norms, weights):
                 chosen = [weights[i] for i in own]
@@ -393,7 +394,7 @@ def group_of(model: nn.Module) -> SpectralNormGroup:
         if GROUP in module.__dict__ and module.__dict__[GROUP].model is module
     ]
     if groups and (groups[0].model is model or len(groups) == 1):
-        return groups[0]  # type: ignore[no-any-return]
+        return groups[0]
     found = f"{len(groups)} inside of it" if groups else "none"
     raise ValueError(
         f"expected {type(model).__name__} to have a group, got {found}: fastsn.apply(model), "

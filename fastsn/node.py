@@ -96,7 +96,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        saved = _saved(ctx, grads)
+        saved: Any = _saved(ctx, grads)
         scale_tensor, *weights_sn, sigmas = saved
         plan, vectors, view_stats, backend = ctx.fixed
         grad_weights, grad_scale = gradients(
@@ -136,7 +136,7 @@ def _saved(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
                 "graph, got one that freed what create_graph=True needs now: call it with "
                 "retain_graph=True"
             )
-        return tensors  # type: ignore[no-any-return]
+        return tensors
     saved: Sequence[Tensor | None] = ctx.saved_tensors
     if (ctx.use.shared or any(grad is None for grad in grads[:-1])) and not _graph_is_kept():
         # Another backward may come for the other readers, as it could if each had its own node.

@@ -134,18 +134,18 @@ def gradients(
         return _some_gradients(
             plan, grads, grad_sigmas, numbers, scale_tensor, dtype, backend, needs
         )
-    saved = numbers.weights_sn, numbers.sigmas, numbers.vectors, numbers.view_stats
-    given: Any = grads, grad_sigmas, *saved, scale_tensor
+    given = grads, grad_sigmas, *numbers, scale_tensor
+    batched = any(map(_is_batched, grads)) or _is_batched(grad_sigmas)
+    run: Any = _traced_backward
     results: Any
-    if torch.compiler.is_compiling():
-        results, grad_scales = _traced_backward(plan, *given, dtype, backend)
-    elif torch.is_grad_enabled() or any(map(_is_batched, grads)) or _is_batched(grad_sigmas):
-        results, grad_scales = reference.gradients(plan, *given)
+    if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or batched):
+        run = reference.gradients
+        results, grad_scales = run(plan, *given)
         results = [result.to(dtype) for result in results]
-    elif _unwatched(given[0]):
-        results, grad_scales = call.backward(plan, *given, dtype, backend)
     else:
-        results, grad_scales = _traced_backward(plan, *given, dtype, backend)
+        if not torch.compiler.is_compiling() and _unwatched(grads):
+            run = call.backward
+        results, grad_scales = run(plan, *given, dtype, backend)
     return results, None if scale_tensor is None else grad_scales.to(scale_tensor.dtype)
 
 
@@ -222,7 +222,7 @@ def _is_batched(tensor: Tensor | None) -> bool:
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-def _unwatched(tensors: Sequence[Tensor]) -> bool:
+def _unwatched(tensors: Sequence[Tensor | None]) -> bool:
     """With no autograd and no mode or subclass the way through the dispatcher has no purpose."""
     if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() != 0:
         return False
@@ -322,14 +322,16 @@ def _backward_gradient(
     k, again = len(ctx.plan), torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases, so that what one of them owes to another is not counted twice.
-        given = [
+        given: list[Any] = [
             tensor if tensor is None else tensor.view_as(tensor) if again and tensor.requires_grad
             else tensor.detach().requires_grad_()
             for tensor in (grad_sigmas, sigmas, scale_tensor, *rest)
         ]  # fmt: skip
         g, sigma, scale, *rest = given
+        grads: Any = rest[:k]
+        weights_sn: Any = rest[k:]
         results, scales = reference.gradients(
-            ctx.plan, rest[:k], g, rest[k:], sigma, vectors, view_stats, scale
+            ctx.plan, grads, g, weights_sn, sigma, vectors, view_stats, scale
         )
         pairs = [
             (output, pull.to(output.dtype))

@@ -126,7 +126,7 @@ class SpectralNorm(nn.Module):
             compute(alone(self), [weight], n)
             self.state.computed = None
             if self.update == "step":
-                self.state.sight = look(weight, self.scale, None)
+                self.state.sight = look(weight, None)
 
     def forget_weight(self) -> None:
         """With ``update="step"``: takes the weight for changed at the next forward."""

@@ -108,9 +108,12 @@ class Plan:
         key = tuple(indices)
         if key not in self._parts:
             self._parts[key] = plan_of(
-                *(tuple(values[i] for i in key) for values in
-                  (self.shapes, self.dims, self.kinds, self.scales)), self.eps
-            )  # fmt: skip
+                tuple(self.shapes[i] for i in key),
+                tuple(self.dims[i] for i in key),
+                tuple(self.kinds[i] for i in key),
+                tuple(self.scales[i] for i in key),
+                self.eps,
+            )
         return self._parts[key]
 
     def split(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:

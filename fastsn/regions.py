@@ -79,15 +79,15 @@ def _notes_of(region: Any) -> Notes:
     if notes is None:
         notes = Notes()
         setattr(region, _NAME, notes)
-    return notes  # type: ignore[no-any-return]
+    return notes
 
 
 def _by_hooks(module: Any) -> Iterator[tuple[bool, Any]]:
     """Non-reentrant regions. Only the innermost hooks can be seen: they are lifted for a moment."""
-    kind = getattr(module, "_CheckpointFrame", None)
+    kind: Any = getattr(module, "_CheckpointFrame", ())
     lifted: list[Any] = []
     try:
-        while kind is not None and (hooks := hooks_on_top(True)) is not None:
+        while kind and (hooks := hooks_on_top(True)) is not None:
             lifted.append(hooks)
             _pop_hooks()
     finally:
@@ -109,7 +109,7 @@ def _by_frames(module: Any) -> Iterator[tuple[bool, Any]]:
     if function is None:
         return
     forward, backward = function.forward.__code__, function.backward.__code__
-    frame = sys._getframe()
+    frame: Any = sys._getframe()
     while (frame := frame.f_back) is not None:
         if frame.f_code is forward or frame.f_code is backward:
             context = frame.f_locals.get("ctx")

@@ -44,8 +44,14 @@ class Sight:
     """One look at a weight; see the module's docstring."""
 
     __slots__ = (
-        "address", "alias", "capture", "identity", "scale", "shape", "steps", "version", "watch",
+        "address", "alias", "capture", "identity", "shape", "steps", "version", "watch",
     )  # fmt: skip
+
+    def __init__(self, weight: Tensor, watch: Watch, capture: Any) -> None:
+        # An alias, not the weight: a temporary one would keep its graph.
+        self.alias, self.identity, self.shape = weight.detach(), id(weight), weight.shape
+        self.address, self.version = weight.data_ptr(), weight._version
+        self.watch, self.steps, self.capture = watch, watch.steps, capture
 
     def shows(self, weight: Tensor, capture: Any, *, itself: bool = True) -> bool:
         """Whether ``weight`` is the one that was seen, unchanged.
@@ -67,26 +73,20 @@ class Sight:
             return False
 
 
-def look(weight: Tensor, scale: Tensor | None, capture: Any) -> Sight | None:
+def look(weight: Tensor, capture: Any) -> Sight | None:
     """A look at ``weight``; None if it cannot be recognized later."""
     _watch_optimizers()
     while torch._C._functorch.is_functorch_wrapped_tensor(weight):
         weight = torch._C._functorch.get_unwrapped(weight)
-    sight = Sight()
     try:
-        sight.address, sight.version = weight.data_ptr(), weight._version
         memory = weight.untyped_storage().data_ptr()
-        sight.scale = scale_version(scale)
+        watch = _watches.get(memory) or Watch()
+        sight = Sight(weight, watch, capture)
     except RuntimeError:  # an inference tensor has no version, a meta tensor no address
         return None
-    watch = _watches.get(memory)
-    if watch is None:
-        watch = _watches[memory] = Watch()
+    _watches[memory] = watch
     if capture:
         watch.captured = True
-    # An alias, not the weight: a temporary one would keep its graph.
-    sight.alias, sight.identity, sight.shape = weight.detach(), id(weight), weight.shape
-    sight.watch, sight.steps, sight.capture = watch, watch.steps, capture
     return sight
 
 

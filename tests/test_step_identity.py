@@ -304,7 +304,7 @@ def test_a_second_stream_waits_for_what_the_first_computes(
 
 def test_a_sight_notices_what_versions_do_not_show() -> None:
     weight = nn.Parameter(torch.randn(4, 3))
-    sight = step.look(weight, None, None)
+    sight = step.look(weight, None)
     assert isinstance(sight, Sight) and sight.shows(weight, None)
     assert not sight.shows(nn.Parameter(weight.data), None)  # another counter
     assert sight.shows(weight.detach(), None, itself=False)

@@ -81,7 +81,8 @@ def own_class(module: nn.Module) -> None:
     """
     cls = type(module)
     attributes = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-    module.__class__ = type(cls)(cls.__name__, cls.__bases__, attributes)
+    make: Any = type(cls)  # the metaclass
+    module.__class__ = make(cls.__name__, cls.__bases__, attributes)
 
 
 # Models of a group
@@ -121,7 +122,8 @@ def surround_forward(model: nn.Module, make_forward: MakeForward) -> None:
             "forward": make_forward(cls), _MARK: mark, "__reduce_ex__": _reduce,
             "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
         }  # fmt: skip
-        made = type(cls)(cls.__name__, (cls,), attributes)
+        make: Any = type(cls)  # the metaclass
+        made = make(cls.__name__, (cls,), attributes)
         _surrounded[cls] = weakref.ref(made)
     model.__class__ = made
 

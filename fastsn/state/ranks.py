@@ -14,8 +14,11 @@ from torch import distributed as dist
 class _Norm(Protocol):
     """What is needed of a parametrization here."""
 
-    training: bool
-    state: Any
+    @property
+    def training(self) -> bool: ...
+
+    @property
+    def state(self) -> Any: ...
 
     def vectors(self) -> list[tuple[Tensor, Tensor]]: ...
 

@@ -9,6 +9,7 @@ weight (:mod:`fastsn.step`); never while a backward runs, which recomputes a for
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -44,6 +45,16 @@ __all__ = [
 # Vectors are read and replaced by one thread at a time, so that no thread reads half of an advance.
 # One lock for all, as a layer may belong to several groups.
 _vectors_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked process, where the thread that held the lock is not."""
+    global _vectors_lock
+    _vectors_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Norm(Protocol):
@@ -165,9 +176,10 @@ class Computed:
         scales: what tells the values of learned scales.
         inference: made in inference mode: nothing that can be differentiated.
         ready: where the numbers are on a GPU: their stream, and the event after which they exist.
+        versions: of kept normalized weights, which a reader may have changed in place.
     """
 
-    __slots__ = ("inference", "numbers", "out_dtype", "plan", "ready", "scales")
+    __slots__ = ("inference", "numbers", "out_dtype", "plan", "ready", "scales", "versions")
 
     def __init__(
         self,
@@ -180,6 +192,7 @@ class Computed:
         self.plan, self.numbers, self.out_dtype, self.scales = plan, numbers, out_dtype, scales
         self.inference = torch.is_inference_mode_enabled()
         self.ready = ready
+        self.versions: list[int] = []
 
     def bare(self) -> Computed:
         """The same without the node that the numbers may have been given."""
@@ -431,6 +444,7 @@ def _read_in_steps(
         elif (
             computed is None
             or computed.out_dtype != out_dtype
+            or computed.numbers.weights_sn[state.place]._version != computed.versions[state.place]
             or (computed.scales is not None and computed.scales[state.place]
                 != scale_version(batch.norms[i].scale))
         ):  # fmt: skip
@@ -464,6 +478,8 @@ def _compute_and_keep(
     with torch.inference_mode(weights[0].is_inference()):
         sights = [look(weight, capture) for weight in own]
         computed = compute(part, own, iterations, out_dtype)
+        if not weights[0].is_inference():
+            computed.versions = [weight_sn._version for weight_sn in computed.numbers.weights_sn]
     if weights[0].is_cuda and not capture:
         stream = torch.cuda.current_stream(weights[0].device)
         computed.ready = stream, stream.record_event()

@@ -193,6 +193,17 @@ def test_a_record_holds_no_graph_of_a_temporary_weight(grouped: bool) -> None:
     assert gone() is None
 
 
+@GROUPED
+def test_a_normalized_weight_changed_in_place_is_not_used_again(grouped: bool) -> None:
+    """torch's is a tensor of that read alone."""
+    model = make(grouped)
+    x = images()
+    expected = model(x)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    torch.testing.assert_close(model(x), expected)
+
+
 class Stub:
     """What :mod:`fastsn.step` asks of CUDA, played on the CPU."""
 

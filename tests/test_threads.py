@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import sys
 import threading
@@ -18,6 +19,7 @@ from settings import in_all_settings
 from torch import Tensor, nn
 
 import fastsn
+from fastsn import forward
 from fastsn.frames import current
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -170,6 +172,39 @@ def test_frozen_is_of_one_thread() -> None:
         assert not model[0].weight.requires_grad
         in_threads(lambda: model(x).sum().backward())
     assert all(weight.grad is not None for weight in originals(model))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_computes_is_not_locked() -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with forward._vectors_lock:
+            held.set()
+            done.wait()
+
+    model = nn.Linear(3, 3)
+    fastsn.spectral_norm(model)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        model.weight  # noqa: B018
+        os._exit(0)
+    for _ in range(1000):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        status = -1
+    done.set()
+    thread.join()
+    assert status == 0
 
 
 @pytest.mark.parametrize(

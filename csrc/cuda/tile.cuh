@@ -189,7 +189,7 @@ struct Slice {
 template <int kCount, bool kAligned, typename T, typename Each>
 FASTSN_DEVICE void for_rows(const T* data, int row_stride, int first, int end, int step,
                             Each each) {
-  constexpr int kAhead = 4;
+  constexpr int kAhead = kCount > 4 ? 2 : 4;  // with 4 packs of 8 elements, registers run out
   const int64_t next = static_cast<int64_t>(row_stride) * step;
   int row = first;
 #pragma unroll 1

@@ -1,17 +1,17 @@
 """Triton kernels of forward: power iterations and normalization of all weights of a call at once.
 
 Three launches, whatever the number of weights, with a program for each tile of a weight
-(fastsn/triton_walk.py says what a tile is):
+(fastsn/backends/triton/walk.py says what a tile is):
 
 1. :func:`multiply_rows`: the tile's part of ``s = M v``, for both views from one look at it.
 2. :func:`multiply_cols`: adds up the parts of s for the tile's rows, brings them to length 1 (the
    length of all of s is not known yet) and multiplies again: the tile's part of ``t = M^T u``. Of
    the tiles that share columns, the last one done adds up their parts, each weighted by its length.
-   The last of these concludes the weight: sigma, and what launch 3 needs (triton_conclude.py).
+   The last of these concludes the weight: sigma, and what launch 3 needs (conclude.py).
 3. :func:`write_weights`: the tile's part of W_sn; tiles along the edges also write the vectors.
 
 Another iteration repeats 1 and 2. In an evaluation (no iteration) launch 1 makes parts of
-``u^T M v``, and launch 2 only concludes. fastsn/reference.py has the mathematics.
+``u^T M v``, and launch 2 only concludes. fastsn/backends/reference.py has the mathematics.
 
 Sums within a tile are made in the dtype of ``sums``: float32, or float64 for float64 weights.
 Lengths, and sums of a number per tile, are float64. Every sum has an order that only the weight's

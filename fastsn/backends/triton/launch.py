@@ -1,9 +1,9 @@
 """Triton backend: all weights of a call in three launches forward and two backward.
 
 Host side: what it cannot serve, checks of the arguments, and the launches. Neither
-``import fastsn`` nor this module imports Triton; the kernels (fastsn/triton_forward.py,
-triton_conclude.py, triton_gradients.py) are imported when the backend first serves a weight. They
-read what to do from tables on the device (fastsn/triton_tables.py).
+``import fastsn`` nor this module imports Triton; the kernels (fastsn/backends/triton/forward.py,
+conclude.py, gradients.py) are imported when the backend first serves a weight. They
+read what to do from tables on the device (fastsn/backends/triton/tables.py).
 
 With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the kernels run on CPU
 tensors, in Triton's interpreter, slowly: this is how they are tested without a GPU.
@@ -31,11 +31,11 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _VERSION = (3, 6)
 _CAPABILITY = (8, 0)
 
-#: 256 threads a program, with 16 elements of a tile in each (TILES in triton_plan.py).
+#: 256 threads a program, with 16 elements of a tile in each (TILES in plan.py).
 _NUM_WARPS = 8
 #: Registers a thread at most, none spilled: three programs fit on a multiprocessor, or two where a
 #: kernel takes more: all kernels with float64, and write_gradients, which takes some 90.
-_REGISTERS, _MORE_REGISTERS = 80, 128
+_REGISTERS, _MORE_REGISTERS = 80, 160
 _VECTOR_BYTES = 16
 
 
@@ -160,7 +160,7 @@ def options(kernel: str, accumulate: torch.dtype) -> dict[str, int]:
     common = {"num_warps": _NUM_WARPS, "enable_fp_fusion": False}
     if torch.version.hip is not None:
         return common
-    more = kernel == "write_gradients" or accumulate == torch.float64
+    more = kernel in ("write_gradients", "write_weights") or accumulate == torch.float64
     return {**common, "maxnreg": _MORE_REGISTERS if more else _REGISTERS}
 
 

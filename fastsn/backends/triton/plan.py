@@ -56,7 +56,7 @@ def triton_dtype(dtype: torch.dtype) -> Any:
 
 
 class Box(NamedTuple):
-    """A weight as a dense array with axes a, b, c (fastsn/triton_walk.py)."""
+    """A weight as a dense array with axes a, b, c (fastsn/backends/triton/walk.py)."""
 
     shape: int  # of its tiles
     sizes: tuple[int, int, int]

@@ -1,6 +1,6 @@
 """What all Triton kernels share: the tables they read, and how a program finds its tile.
 
-A weight is walked as a dense box with axes a, b, c (fastsn/triton_plan.py), chosen so that the rows
+A weight is walked as a dense box with axes a, b, c (fastsn/backends/triton/plan.py), chosen so that the rows
 of an unfolding run along a or along b and its columns along the other two axes, in torch's order:
 column ``b * size_c + c`` where the rows run along a, ``a * size_c + c`` where they run along b. BSN
 has a view along a and one along b, SN has one of them. Boxes are cut into tiles ``[TA, TB, TC]``
@@ -56,7 +56,7 @@ GIVEN = tl.constexpr(5)  # given vectors: rows' and columns' of the view along a
 ARGUMENT_COLUMNS = tl.constexpr(9)
 
 _LANES = tl.constexpr(256)  # scalars that are added at a time
-_THREADS = tl.constexpr(512)  # of a program on AMD: 8 waves of 64 (triton_backend.py)
+_THREADS = tl.constexpr(512)  # of a program on AMD: 8 waves of 64 (launch.py)
 
 
 @triton.jit

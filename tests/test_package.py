@@ -26,7 +26,7 @@ GAN = ROOT / "fastsn" / "gan"
 LAYERS = (
     {"plan", "conv_map"},
     {"backends.reference", "backends.native", "backends.triton.walk"},
-    {"backends.triton.plan", "backends.triton.conclude", "backends.triton.gradients"},
+    {"backends.batched", "backends.triton.plan", "backends.triton.conclude", "backends.triton.gradients"},
     {"backends.triton.tables", "backends.triton.forward"},
     {"backends.triton.launch", "backends.triton"},
     {"backends"},

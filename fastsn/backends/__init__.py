@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastsn.backends import native, reference
+from fastsn.backends import batched, native, reference
 from fastsn.backends.triton import launch as triton_backend
 
 __all__ = [
@@ -77,6 +77,13 @@ BACKENDS = {
             native.cpu.unsupported_reasons,
             any_layout=False,
             stores_vectors=True,
+        ),
+        Backend(
+            "batched",
+            batched.forward,
+            batched.backward,
+            batched.unsupported_reasons,
+            any_layout=True,
         ),
         Backend(
             "reference",

@@ -105,7 +105,9 @@ def _iterate(
     """
     # u is advanced before v, but for the order of torch's hook
     swapped = [
-        kind == SN_V_FIRST for kind, views in zip(plan.kinds, plan.views, strict=True) for _ in views
+        kind == SN_V_FIRST
+        for kind, views in zip(plan.kinds, plan.views, strict=True)
+        for _ in views
     ]
     steps = [matrix.mT if swap else matrix for matrix, swap in zip(matrices, swapped, strict=True)]
     backs = [step.mT for step in steps]

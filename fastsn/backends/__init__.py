@@ -112,8 +112,8 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: ``"reference"``, ``"batched"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or ``"auto"`` for
-            the first that works. The environment variable ``FASTSN_BACKEND`` does the same for a whole process;
-            this wins over it.
+            the first that works. The environment variable ``FASTSN_BACKEND`` does the same for a
+            whole process; this wins over it.
 
     Raises:
         ValueError: ``name`` is not a backend.

@@ -54,7 +54,7 @@ def forward(
     except RuntimeError as error:
         if not passes_over(backend, chosen, first.device, first.dtype, error):
             raise
-        again = n_power_iterations, out_dtype, backend
+        again: Any = n_power_iterations, out_dtype, backend
         return forward(plan, weights, *given, scale_tensor, *again, store=store)
     if in_kernel:
         torch.autograd.graph.increment_version((*us, *vs))

@@ -313,6 +313,7 @@ def write_result(backend: Any, device: torch.device, dtype: torch.dtype, result:
 
     This process is the test's own: memory of C++ code, too, is filled with NaN.
     """
+    torch.set_num_threads(1)  # what the CPU has to do is little
     torch.zeros(1, device=device).item()  # finding the device takes seconds
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic: Any = torch.utils.deterministic  # whose stubs lack it

@@ -3,7 +3,7 @@
 It computes what :mod:`fastsn.backends.reference` specifies, with fewer launches and fewer passes
 over memory: each weight is read by two products per iteration, by one division and by nothing
 else, and whatever concerns vectors and single numbers is done for all weights at once: with one
-iteration ``28 + 3 k`` launches forward for ``k`` weights and ``8 + 3 k`` backward, where torch's
+iteration ``33 + 3 k`` launches forward for ``k`` weights and ``8 + 3 k`` backward, where torch's
 parametrizations need ``13 k`` and ``9 k``. That is fewer from three weights on; a weight alone
 pays for what torch leaves out (vectors kept where a norm is bad, numbers that backward needs). No
 host

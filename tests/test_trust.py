@@ -603,6 +603,40 @@ def test_errors_that_are_not_the_launches_are_raised(
     assert not caplog.records and select() == "triton"
 
 
+# On a card
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_kernels_pass_on_this_card(
+    require_backend: Callable[[str, Sequence[str]], None], name: str, dtype: torch.dtype
+) -> None:
+    device = torch.device("cuda", 0)
+    require_backend(name, choice.explain(device)[name])
+    assert selftest.failures(choice.BACKENDS[name], device, dtype) == []
+
+
+@pytest.mark.gpu
+def test_auto_takes_a_kernel_on_this_card(
+    monkeypatch: pytest.MonkeyPatch, require_backend: Callable[[str, Sequence[str]], None]
+) -> None:
+    monkeypatch.setattr(trust, "DEVICES", {"cuda"})
+    device = torch.device("cuda", 0)
+    for name in ("cuda", "triton"):
+        require_backend(name, choice.explain(device)[name])
+    graph, weight = torch.cuda.CUDAGraph(), torch.ones(4, 3, device=device)
+    captured = []
+    with torch.cuda.graph(graph):
+        weight += 1
+        captured.append(choice.select_backend("auto", device, torch.float32, None).name)
+    assert captured == ["batched"]
+    on_trial = [backend for backend in choice.BACKENDS.values() if backend.trial]
+    verdict = trust.verdict(device, torch.float32, 0, on_trial)
+    assert set(verdict.order) == {"cuda", "triton"} and not verdict.reasons
+    assert choice.select_backend("auto", device, torch.float32, None).name == verdict.order[0]
+
+
 # The command
 
 

@@ -1,14 +1,14 @@
 """Batched backend: plain PyTorch for every device that no kernel of ours is trusted on.
 
 It computes what :mod:`fastsn.backends.reference` specifies, with fewer launches and fewer passes
-over memory: each weight is read by two products per iteration, by one division and by nothing
-else, and whatever concerns vectors and single numbers is done for all weights at once: with one
-iteration ``33 + 3 k`` launches forward for ``k`` weights and ``8 + 3 k`` backward, where torch's
-parametrizations need ``13 k`` and ``9 k``. That is fewer from three weights on; a weight alone
-pays for what torch leaves out (vectors kept where a norm is bad, numbers that backward needs). No
-host
-synchronization, no index sent to the device, the same bits in every call, and for a weight the
-same bits whatever weights come with it. Products are ``mv``, not ``bmm`` of a stack: the stack
+over memory: each weight is read by two products per iteration and one division, and what concerns
+vectors and single numbers is done for all weights at once. With one iteration that is ``33 + 3 k``
+launches forward for ``k`` weights and ``8 + 3 k`` backward, where torch's parametrizations take
+``13 k`` and ``9 k``: fewer from three weights on. A small weight alone takes 30 and 10, for what
+torch leaves out: vectors stay where a norm is bad, and backward gets its numbers.
+
+No host synchronization, no index sent to the device, the same bits in every call, and for a weight
+the same bits whatever weights come with it. Products are ``mv``, not ``bmm`` of a stack: the stack
 would be two more passes over the weights, and where TF32 is allowed ``bmm`` rounds its factors to
 ten bits.
 

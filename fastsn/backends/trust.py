@@ -1,8 +1,8 @@
 """Which GPU kernels ``auto`` may take: those that passed :mod:`fastsn.backends.selftest` here.
 
 A kernel earns its trust on the user's own card. The first eager call on a CUDA (or ROCm) device
-tests the kernels that could serve it: Triton's in the process, those that wait in grid barriers and
-could hang in a child process that is killed when it takes too long. Where several pass, the fastest
+tests the kernels that could serve it: Triton's in the process, and those that wait in grid barriers,
+and could hang, in a child process that is killed when it takes too long. Where several pass, the fastest
 one on this card serves weights of this size. Verdicts are kept in the user's cache folder, under
 everything they depend on; a file lock lets one process of a node decide and all others read what
 it found, the ranks of a job among them.
@@ -148,7 +148,8 @@ def _find_out(
         if not sure:
             known.unsure.add(backend.name)
         outcome = "; ".join(known.reasons[backend.name]) or "passed"
-        _log.info(
+        _log.log(
+            logging.WARNING if known.reasons[backend.name] else logging.INFO,
             "fastsn: self-test of %s for %s on %s: %s (%.1f s)",
             backend.name, dtype, device, outcome, time.perf_counter() - start,
         )  # fmt: skip

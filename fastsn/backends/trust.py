@@ -1,11 +1,11 @@
 """Which GPU kernels ``auto`` may take: those that passed :mod:`fastsn.backends.selftest` here.
 
 A kernel earns its trust on the user's own card. The first eager call on a CUDA (or ROCm) device
-tests the kernels that could serve it: Triton's in the process, and those that wait in grid barriers,
-and could hang, in a child process that is killed when it takes too long. Where several pass, the fastest
-one on this card serves weights of this size. Verdicts are kept in the user's cache folder, under
-everything they depend on; a file lock lets one process of a node decide and all others read what
-it found, the ranks of a job among them.
+tests the kernels that could serve it: Triton's in the process, and those that wait in grid
+barriers, and could hang, in a child process that is killed when it takes too long. Where several
+pass, the fastest one on this card serves weights of this size. Verdicts are kept in the user's
+cache folder, under everything they depend on; a file lock lets one process of a node decide and all
+others read what it found, the ranks of a job among them.
 
 While a CUDA graph is captured, code is compiled, or a backward runs, nothing is tested: such a call
 goes by what is known already.
@@ -102,12 +102,15 @@ def _decide(device: torch.device, dtype: torch.dtype, size: str, backends: list[
         key = device, dtype, size
         if key in _verdicts:  # another thread was first
             return _verdicts[key]
+        obstacle = _obstacle(device)
+        others = [_verdicts[each] for each in _verdicts if each[:2] == (device, dtype)]
+        if obstacle and others:  # backward of a part of the weights, say: not worth a look at disk
+            return others[0]
         able = [each for each in backends if not each.unsupported_reasons(device, dtype, None)]
         if not able:
             return _verdicts.setdefault(key, NOBODY)
         file = File(fingerprint(device, dtype))
         known = _known.setdefault((device, dtype), _Known())
-        obstacle = _obstacle(device)
         if obstacle:  # reading is allowed always
             _merge(known, file)
         else:

@@ -65,13 +65,13 @@ class Plan:
         flat_views: those of all weights, in order.
         sizes: lengths of all vectors, per unfolding u, then v.
         eps: lower bound of the norms the vectors are divided by.
+        elements: of all weights.
         any_contiguous: compiled kernels walk every contiguous weight in place.
     """
 
     __slots__ = (
-        "_parts", "any_contiguous", "dims", "eps", "firsts", "flat_views", "kinds", "scales",
-        "shapes", "sizes",
-        "views",
+        "_parts", "any_contiguous", "dims", "elements", "eps", "firsts", "flat_views", "kinds",
+        "scales", "shapes", "sizes", "views",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +89,7 @@ class Plan:
             kind != SN_V_FIRST or dim == 0 for dim, kind in zip(dims, kinds, strict=True)
         )
         self.views = [views_of(*each) for each in zip(shapes, dims, kinds, strict=True)]
+        self.elements = sum(views[0].rows * views[0].cols for views in self.views)
         self.flat_views = [view for views in self.views for view in views]
         self.sizes = [size for view in self.flat_views for size in (view.rows, view.cols)]
         self.firsts = [0]  # the first unfolding of each weight

@@ -20,7 +20,7 @@ from fastsn.backends import explain, native
 
 #: The backends, and two ways to test the CUDA sources without a GPU: compiled for the host and run,
 #: and compiled by nvcc but not run.
-REQUIRABLE = ("reference", "cpu", "triton", "cuda", "cuda-host", "nvcc")
+REQUIRABLE = ("reference", "batched", "cpu", "triton", "cuda", "cuda-host", "nvcc")
 
 # cuBLAS is deterministic only with a fixed workspace, which must be set before its first use
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -48,7 +48,7 @@ def _require_backend() -> Callable[[str, Sequence[str]], None]:
     return require_backend
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["reference", "batched", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on each backend that serves CPU tensors as they are."""
     require_backend(request.param, explain(torch.device("cpu"))[request.param])

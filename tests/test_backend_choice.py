@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from fastsn.backends import native, reference
 from fastsn.functional import spectral_normalize
 
 CPU = torch.device("cpu")
-NAMES = ["cuda", "triton", "cpu", "reference"]
+NAMES = ["cuda", "triton", "cpu", "batched", "reference"]
 
 
 def select(requested: str = "", dtype: torch.dtype = torch.float32) -> str:
@@ -147,7 +146,7 @@ def test_auto_takes_the_first_without_a_reason() -> None:
         assert list(reasons) == NAMES
         assert reasons["cuda"] and reasons["triton"] and not reasons["reference"]
         assert select("auto", dtype) == select("", dtype)
-        assert select("auto", dtype) == ("reference" if reasons["cpu"] else "cpu")
+        assert select("auto", dtype) == next(name for name in NAMES if not reasons[name])
 
 
 def test_auto_is_compiled_where_it_can_be(
@@ -165,24 +164,17 @@ def test_auto_falls_back_to_the_reference_for_complex(calls: list[str], dtype: t
     assert calls == ["forward", "backward"]
 
 
-def test_auto_passes_over_a_backend_that_works_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    untried = dataclasses.replace(choice.BACKENDS["reference"], name="cpu", auto_reason="untried")
-    monkeypatch.setitem(choice.BACKENDS, "cpu", untried)
-    assert select("auto") == "reference"
-    assert select("cpu") == "cpu" and choice.explain(CPU)["cpu"] == []
-    monkeypatch.setattr(choice, "ORDER", ("cpu",))
+def test_auto_passes_over_kernels_that_nobody_tests_on_this_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    untried = dataclasses.replace(choice.BACKENDS["reference"], name="triton", trial="here")
+    monkeypatch.setitem(choice.BACKENDS, "triton", untried)
+    assert select("auto") != "triton"
+    assert select("triton") == "triton" and choice.explain(CPU)["triton"] == []
+    monkeypatch.setattr(choice, "ORDER", ("triton",))
     choice.forget_choices()
-    with pytest.raises(RuntimeError, match="  cpu: untried$"):
+    with pytest.raises(RuntimeError, match="  triton: it was not tested: auto takes it on cuda"):
         select("auto")
-
-
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_auto_takes_gpu_kernels_only_after_a_recorded_run_of_their_tests(name: str) -> None:
-    """scripts/gpu.sh writes the records."""
-    folder = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "gpu-tests"
-    runs = [json.loads(path.read_text())["backends"].get(name) for path in folder.glob("*.json")]
-    passed = any(run and run["passed"] and not run["failed"] for run in runs)
-    assert bool(choice.BACKENDS[name].auto_reason) != passed
 
 
 # Refusals
@@ -216,7 +208,7 @@ def test_refusal_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         context.setitem(choice.BACKENDS, "cpu", refusing)
         with pytest.raises(RuntimeError, match="  cpu: first; second$"):
             select("cpu")
-        assert select("auto") == "reference"
+        assert select("auto") == "batched"
     choice.forget_choices()
     assert select("reference") == "reference"
 
@@ -226,7 +218,7 @@ def test_no_backend_left_gives_the_reasons_of_all(monkeypatch: pytest.MonkeyPatc
         refusing = dataclasses.replace(
             choice.BACKENDS[name],
             unsupported_reasons=lambda *args, name=name: [f"not {name}"],
-            auto_reason="",
+            trial="",
         )
         monkeypatch.setitem(choice.BACKENDS, name, refusing)
     with pytest.raises(RuntimeError) as raised:

@@ -47,7 +47,8 @@ def forward_arguments(kind: str, options: dict[str, Any], backend: str) -> list[
 
 
 #: What opcheck checks. Derivatives and tracing see the op, whose backend is one of its arguments.
-CHECKS = {"reference": OPCHECKS, "cpu": ("test_schema", "test_faketensor")}
+CHECKS = dict.fromkeys(("cpu", "batched"), ("test_schema", "test_faketensor"))
+CHECKS["reference"] = OPCHECKS
 
 OPTIONS = {
     "mixed": ("mixed", {}),

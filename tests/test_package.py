@@ -25,10 +25,11 @@ GAN = ROOT / "fastsn" / "gan"
 #: neither at the top of a file, nor inside a function, nor for its types alone.
 LAYERS = (
     {"plan", "conv_map"},
-    {"backends.reference", "backends.native", "backends.triton.walk"},
+    {"backends.reference", "backends.native", "backends.triton.walk", "backends.verdicts"},
+    {"backends.batched", "backends.selftest"},
     {"backends.triton.plan", "backends.triton.conclude", "backends.triton.gradients"},
     {"backends.triton.tables", "backends.triton.forward"},
-    {"backends.triton.launch", "backends.triton"},
+    {"backends.triton.launch", "backends.triton", "backends.trust"},
     {"backends"},
     {"backends.call"},
     {"op"},

@@ -1,9 +1,9 @@
 """Backend choice: which implementation serves a call, and why the others do not.
 
 A backend asked for by name works or raises with every reason; ``auto`` takes the first of
-:data:`ORDER` that has no reason against it, and passes over one that was never tried on the device
-it is for. The choice is made inside the op, where device and dtype are known, so eager and compiled
-code agree.
+:data:`ORDER` that has no reason against it, and kernels for a GPU only once they have passed their
+test on that card (:mod:`fastsn.backends.trust`). The choice is made inside the op, where device and
+dtype are known, so eager and compiled code agree.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from fastsn.backends import native, reference
+from fastsn.backends import batched, native, reference, trust
 from fastsn.backends.triton import launch as triton_backend
 
 __all__ = [
     "ORDER",
     "Backend",
     "explain",
+    "passes_over",
     "requested_backend",
     "select_backend",
     "set_backend",
@@ -44,11 +45,9 @@ class Backend:
     any_layout: bool  # False: weights are made contiguous first where problem.native_layout says no
     #: ``forward`` takes one more argument: whether to put the new vectors into the given ones, too.
     stores_vectors: bool = False
-    auto_reason: str = ""  # why `auto` passes it over, although it works when asked for by name
+    #: Where ``auto`` has it tested first: "here", or in a "child" as it could hang; "" for nowhere.
+    trial: str = ""
 
-
-# until scripts/gpu.sh has recorded that a backend passes its tests on a GPU
-_UNTRIED = "benchmarks/results/ has no record of its tests on a GPU yet: ask for it by name"
 
 BACKENDS = {
     backend.name: backend
@@ -60,7 +59,7 @@ BACKENDS = {
             native.cuda.unsupported_reasons,
             any_layout=False,
             stores_vectors=True,
-            auto_reason=_UNTRIED,
+            trial="child",
         ),
         Backend(
             "triton",
@@ -68,7 +67,7 @@ BACKENDS = {
             triton_backend.backward,
             triton_backend.unsupported_reasons,
             any_layout=False,
-            auto_reason=_UNTRIED,
+            trial="here",
         ),
         Backend(
             "cpu",
@@ -77,6 +76,13 @@ BACKENDS = {
             native.cpu.unsupported_reasons,
             any_layout=False,
             stores_vectors=True,
+        ),
+        Backend(
+            "batched",
+            batched.forward,
+            batched.backward,
+            batched.unsupported_reasons,
+            any_layout=True,
         ),
         Backend(
             "reference",
@@ -105,9 +111,9 @@ def use_backend(name: str) -> Iterator[None]:
     """Uses one backend inside the ``with`` block, for all threads of the process.
 
     Args:
-        name: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or ``"auto"`` for the first that
-            works. The environment variable ``FASTSN_BACKEND`` does the same for a whole process;
-            this wins over it.
+        name: ``"reference"``, ``"batched"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or ``"auto"`` for
+            the first that works. The environment variable ``FASTSN_BACKEND`` does the same for a
+            whole process; this wins over it.
 
     Raises:
         ValueError: ``name`` is not a backend.
@@ -144,31 +150,52 @@ def _check_name(name: str, source: str) -> None:
 
 
 def select_backend(
-    requested: str, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    elements: int = 0,
 ) -> Backend:
-    """The backend that serves weights of ``dtype`` on ``device``.
+    """The backend that serves weights of ``dtype`` on ``device``, ``elements`` in all.
 
     Raises:
         ValueError: FASTSN_BACKEND names no backend.
         RuntimeError: the backend asked for by name has a reason against it, or none is left.
     """
+    requested = _resolve(requested)
+    trusted = trust.NOBODY
+    if requested == "auto" and device.type in trust.DEVICES:
+        on_trial = (backend for backend in BACKENDS.values() if backend.trial)
+        trusted = trust.verdict(device, dtype, elements, on_trial)
+    return _select(requested, device, dtype, out_dtype, trusted)
+
+
+def _resolve(requested: str) -> str:
+    """With what FASTSN_BACKEND says where nothing else is asked for."""
     if not requested:
         requested = os.environ.get("FASTSN_BACKEND", "") or "auto"
         _check_name(requested, "FASTSN_BACKEND")
-    return _select(requested, device, dtype, out_dtype)
+    return requested
 
 
 @lru_cache(maxsize=256)
 def _select(
-    requested: str, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype | None
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+    trusted: trust.Verdict,
 ) -> Backend:
-    names = ORDER if requested == "auto" else (requested,)
+    names: tuple[str, ...] = (requested,)
+    if requested == "auto":
+        names = (*trusted.order, *(name for name in ORDER if name not in trusted.order))
     refusals = []
     for name in names:
         backend = BACKENDS[name]
-        reasons = backend.unsupported_reasons(device, dtype, out_dtype)
-        if requested == "auto" and not reasons and backend.auto_reason:
-            reasons = [backend.auto_reason]
+        reasons = list(backend.unsupported_reasons(device, dtype, out_dtype))
+        if requested == "auto" and not reasons and backend.trial and name not in trusted.order:
+            untested = f"it was not tested: auto takes it on {', '.join(trust.DEVICES)} only"
+            reasons = [dict(trusted.reasons).get(name, untested)]
         if not reasons:
             return backend
         refusals.append(f"  {name}: " + "; ".join(reasons))
@@ -181,6 +208,26 @@ def _select(
 def forget_choices() -> None:
     """Chooses anew from now on: after :data:`BACKENDS` or what a backend needs has changed."""
     _select.cache_clear()
+    trust.forget()
+
+
+def passes_over(
+    requested: str, backend: Backend, device: torch.device, dtype: torch.dtype, error: RuntimeError
+) -> bool:
+    """Whether another backend is to serve a call whose launch was refused, now and from now on.
+
+    Not where this one was asked for by name, where it is the arguments or the memory that are to
+    blame, or where a capture has failed with it.
+    """
+    text = str(error)
+    if not backend.trial or _resolve(requested) != "auto" or trust.capturing(device):
+        return False
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+        return False
+    if "fastsn: expected" in text:
+        return False
+    trust.refuse(device, dtype, backend.name, error)
+    return True
 
 
 def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:

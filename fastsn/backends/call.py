@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsn.backends import select_backend
+from fastsn.backends import passes_over, select_backend
 from fastsn.plan import SN_V_FIRST, Plan, accumulate_dtype, native_layout, plan_of
 
 __all__ = ["backward", "fake_backward", "fake_forward", "forward", "store_vectors"]
@@ -31,7 +31,7 @@ def forward(
     See :mod:`fastsn.op` for the arguments and results.
     """
     first = weights[0]
-    chosen = select_backend(backend, first.device, first.dtype, out_dtype)
+    chosen = select_backend(backend, first.device, first.dtype, out_dtype, plan.elements)
     if chosen.any_layout:
         _check_vectors(plan, first.device, us, vs)
         laid_out, used_plan = weights, plan
@@ -45,11 +45,17 @@ def forward(
     in_kernel = store and chosen.stores_vectors and us is given[0]
     options = (in_kernel,) if chosen.stores_vectors else ()
     call = used_plan, laid_out, us, vs, scale_tensor, n_power_iterations, out_dtype, *options
-    if torch._C._is_any_autocast_enabled():  # it is still on, and would lower the precision
-        with torch.autocast(first.device.type, enabled=False):
+    try:
+        if torch._C._is_any_autocast_enabled():  # it is still on, and would lower the precision
+            with torch.autocast(first.device.type, enabled=False):
+                results, sigmas, vectors, view_stats = chosen.forward(*call)
+        else:
             results, sigmas, vectors, view_stats = chosen.forward(*call)
-    else:
-        results, sigmas, vectors, view_stats = chosen.forward(*call)
+    except RuntimeError as error:
+        if not passes_over(backend, chosen, first.device, first.dtype, error):
+            raise
+        again: Any = n_power_iterations, out_dtype, backend
+        return forward(plan, weights, *given, scale_tensor, *again, store=store)
     if in_kernel:
         torch.autograd.graph.increment_version((*us, *vs))
     elif store:
@@ -79,7 +85,9 @@ def backward(
     backend: str,
 ) -> tuple[list[Tensor], Tensor]:
     """The backward op's kernel; see :mod:`fastsn.op` for the arguments and results."""
-    chosen = select_backend(backend, sigmas.device, grad_dtype, weights_sn[0].dtype)
+    asked = sigmas.device, grad_dtype
+    chosen = select_backend(backend, *asked, weights_sn[0].dtype, plan.elements)
+    given = grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, scale_tensor
     laid_out, used_plan = weights_sn, plan
     if not chosen.any_layout:
         laid_out, used_plan = _native_layouts(plan, weights_sn)
@@ -87,13 +95,17 @@ def backward(
         grad_sigmas = None if grad_sigmas is None else grad_sigmas.contiguous()
         scale_tensor = None if scale_tensor is None else scale_tensor.contiguous()
     saved = laid_out, sigmas, vectors, view_stats, scale_tensor
-    if torch._C._is_any_autocast_enabled():
-        with torch.autocast(sigmas.device.type, enabled=False):
-            results, grad_scales = chosen.backward(
-                used_plan, grads, grad_sigmas, *saved, grad_dtype
-            )
-    else:
-        results, grad_scales = chosen.backward(used_plan, grads, grad_sigmas, *saved, grad_dtype)
+    call = used_plan, grads, grad_sigmas, *saved, grad_dtype
+    try:
+        if torch._C._is_any_autocast_enabled():
+            with torch.autocast(sigmas.device.type, enabled=False):
+                results, grad_scales = chosen.backward(*call)
+        else:
+            results, grad_scales = chosen.backward(*call)
+    except RuntimeError as error:
+        if not passes_over(backend, chosen, *asked, error):
+            raise
+        return backward(plan, *given, grad_dtype, backend)
     if laid_out is not weights_sn:
         results = _restore_layouts(results, weights_sn, laid_out, plan, used_plan)
     return results, grad_scales

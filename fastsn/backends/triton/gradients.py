@@ -3,7 +3,7 @@
 1. :func:`inner_products`: parts of ``c = <G, W_sn>``.
 2. :func:`write_gradients`: adds them up, and writes ``(scale G - (c - g sigma) S) / sigma``.
 
-backends/reference.py has the mathematics. Sums are made as in :mod:`fastsn.backends.triton.forward`.
+backends/reference.py has the mathematics. Sums are made as in ``forward.py``.
 """
 
 import triton

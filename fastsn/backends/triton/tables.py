@@ -2,7 +2,7 @@
 
 A launch has a program for each tile of each weight, so it reads what to do from two tables:
 
-* The plan (fastsn/backends/triton/plan.py) depends on shapes and strides only. It is made and uploaded at
+* The plan (plan.py) depends on shapes and strides only. It is made and uploaded at
   the first call of a group and stays for good, because captured CUDA graphs read it at every
   replay; models of the same shapes share one.
 * The table of arguments holds addresses, scales and eps. It is remembered by its content: a

@@ -1,6 +1,6 @@
 """What all Triton kernels share: the tables they read, and how a program finds its tile.
 
-A weight is walked as a dense box with axes a, b, c (fastsn/backends/triton/plan.py), chosen so that the rows
+A weight is walked as a dense box with axes a, b, c (plan.py), chosen so that the rows
 of an unfolding run along a or along b and its columns along the other two axes, in torch's order:
 column ``b * size_c + c`` where the rows run along a, ``a * size_c + c`` where they run along b. BSN
 has a view along a and one along b, SN has one of them. Boxes are cut into tiles ``[TA, TB, TC]``

@@ -5,7 +5,7 @@
 //   dot    c = <G, W_sn>, one part sum per block
 //   store  dL/dW = (scale G - (c - g sigma) S) / sigma,  S = sum_d alpha_d fold_d(u_d v_d^T)
 //
-// G is the gradient of weight_sn and g that of sigma. fastsn/backends/reference.py derives the formula.
+// G is the gradient of weight_sn and g that of sigma. backends/reference.py derives the formula.
 #pragma once
 
 #include "finish.cuh"

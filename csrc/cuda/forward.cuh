@@ -12,7 +12,7 @@
 //
 // s and t wait in the workspace at full length and are divided by their norm where they are read:
 // before they are multiplied, so that nothing overflows that need not. An evaluation (no iteration)
-// makes s only, and sigma = u^T s / (||u|| ||v||). fastsn/backends/reference.py has the mathematics.
+// makes s only, and sigma = u^T s / (||u|| ||v||). backends/reference.py has the mathematics.
 #pragma once
 
 #include "finish.cuh"

@@ -14,8 +14,10 @@ namespace fastsn {
 
 // clang-format off
 #define FASTSN_DECLARE(name, Table, dtype)                                                    \
-  extern "C" __global__ void fastsn_##name##dtype##_few(const __grid_constant__ Table<kFewProblems>); \
-  extern "C" __global__ void fastsn_##name##dtype##_many(const __grid_constant__ Table<kManyProblems>);
+  extern "C" __global__ void                                                                  \
+      fastsn_##name##dtype##_few(const __grid_constant__ Table<kFewProblems>);                \
+  extern "C" __global__ void                                                                  \
+      fastsn_##name##dtype##_many(const __grid_constant__ Table<kManyProblems>);
 #define FASTSN_DECLARE_ALL(name, Table)                                                       \
   FASTSN_DECLARE(name, Table, _f64) FASTSN_DECLARE(name, Table, _f32)                         \
   FASTSN_DECLARE(name, Table, _bf16) FASTSN_DECLARE(name, Table, _f16)

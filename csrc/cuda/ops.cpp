@@ -68,8 +68,8 @@ const char* dtype_name(DType dtype) {
                               : "float16";
 }
 
-// Runs what enqueues the launches of a table. Whoever called can go on with another backend: none of
-// its memory was written to, and "launch refused" says so.
+// Runs what enqueues the launches of a table. Whoever called can go on with another backend: none
+// of its memory was written to, and "launch refused" says so.
 template <typename Table, typename Run>
 void enqueue(const Weights& settings, const char* name, const Table& table, Run run) {
   try {

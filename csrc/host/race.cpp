@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // One forward and one backward in the shim, to be compiled with ThreadSanitizer: silent as it is, a
-// report for each piece of order left out. `race` prints the barriers reached, `race NAME` leaves one
-// out.
+// report for each piece of order left out. `race` prints the barriers reached, `race NAME` leaves
+// one out.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from fastsn import regions
 from fastsn.checks import check_options, check_weight
 from fastsn.conv_map import ConvMap, Size, is_conv
-from fastsn.forward import State, autocast_dtype, iterations_now
+from fastsn.forward import State, autocast_dtype, iterations_now, vectors_lock
 from fastsn.plan import WARM_UP, accumulate_dtype
 from fastsn.state.classes import adapt_class
 from fastsn.state.ranks import share_vectors
@@ -118,10 +118,11 @@ class ConvSpectralNorm(nn.Module):
         known = next((found for found in repeated if found is not None), None)
         if known is not None:
             pair = known[0]
-        elif n := iterations_now([self.state], self.training, self.n_power_iterations):
-            pair = self._iterate(weight, n)
         else:
-            pair = self._vectors(weight)
+            n = iterations_now([self.state], self.training, self.n_power_iterations)
+            with vectors_lock():
+                pair = self._iterate(weight, n) if n else self._vectors(weight)
+                pair = pair[0].clone(), pair[1].clone()  # another thread may replace them
         for recomputed, notes in around:
             if not recomputed:
                 notes.add(handle, pair)

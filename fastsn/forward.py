@@ -40,6 +40,7 @@ __all__ = [
     "part_batch",
     "read_batch",
     "settings_changed",
+    "vectors_lock",
 ]
 
 # Vectors are read and replaced by one thread at a time, so that no thread reads half of an advance.
@@ -51,6 +52,11 @@ def _renew_lock() -> None:
     """In a forked process, where the thread that held the lock is not."""
     global _vectors_lock
     _vectors_lock = threading.RLock()
+
+
+def vectors_lock() -> threading.RLock:
+    """Held while vectors are read or replaced."""
+    return _vectors_lock
 
 
 if hasattr(os, "register_at_fork"):

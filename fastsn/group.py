@@ -115,10 +115,15 @@ class SpectralNormGroup:
         self._batches = batches(self._norms, weights) if weights else []
         self._seen: Any = None
 
+    def _complete(self) -> None:
+        if "_batches" not in self.__dict__:
+            self._adopt(self.members)
+
     # Forward
 
     def _open(self) -> Frame | None:
         """Computes the weights that no open frame holds yet; the frame that hands them out."""
+        self._complete()
         if torch.compiler.is_compiling():
             return self._open_traced()
         weights = [slot["original"] for slot in self._slots]
@@ -291,6 +296,7 @@ class SpectralNormGroup:
         change of a weight has no effect. In training mode, too, the weights are those of an
         evaluation.
         """
+        self._complete()
         weights = [slot["original"] for slot in self._slots]
         for weight in weights:
             require_plain(weight)
@@ -332,7 +338,9 @@ class SpectralNormGroup:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._adopt(self.members)  # the model itself is still being made, its layers are there
+        # A copy's layers are there by now, unless one is the model itself, which is being made.
+        if all(member.layer is not self.model for member in self.members):
+            self._adopt(self.members)
 
     def __repr__(self) -> str:
         lines = [f"SpectralNormGroup of {type(self.model).__name__}: {len(self)} weights"]

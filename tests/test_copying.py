@@ -57,6 +57,20 @@ def test_copy_trains_on_alone(make: Callable[[nn.Module], nn.Module], update: st
 
 
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_copy_of_a_single_layer_with_a_group(make: Callable[[nn.Module], nn.Module]) -> None:
+    layer = nn.Linear(4, 3)
+    fastsn.apply(layer, "bssn")
+    twin = make(layer)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(twin(x), layer(x))
+    twin(x).sum().backward()
+    with fastsn.group_of(make(layer)).frozen():
+        pass
+    assert fastsn.group_of(twin).model is twin
+    assert type(fastsn.fold(twin)) is nn.Linear
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
 def test_copy_gives_the_same_numbers(make: Callable[[nn.Module], nn.Module]) -> None:
     model = small_cnn()
     fastsn.apply(model, "bssn", scale=nn.Parameter(torch.tensor(1.1)))

@@ -1,7 +1,7 @@
 """Write the record of runs of tests/test_gpu.py: ``gpu_record.py FOLDER RUN.xml [RUN.xml ...]``.
 
 RUN.xml is pytest's ``--junitxml``. The record, FOLDER/<GPU>.json, says which tests of which backend
-passed on which GPU; tests/test_backend_choice.py lets ``auto`` take a backend only with one.
+passed on which GPU.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from benchmarks.timing import cpu_model, keep_freed_memory, side_by_side
 from benchmarks.workloads import Case, cnn_discriminator, make_case, normalized_layers
 from fastsn.backends import explain, select_backend
 from fastsn.functional import spectral_normalize
-from fastsn.op import spectral_normalize_
+from fastsn.op import normalize
+from fastsn.plan import plan_of
 
 CPU = torch.device("cpu")
 SCALE = 1.2
@@ -194,19 +195,25 @@ def profile(case: Case) -> None:
     norms = [member.norm for member in group.members]
     pairs = [pair for norm in norms for pair in norm.vectors()]
     us, vs = [u for u, _ in pairs], [v for _, v in pairs]
-    plan = [norm.dim for norm in norms], [norm.kind for norm in norms], [1.0] * len(norms)
-    args = [member.weight.detach() for member in group.members], us, vs, *plan, None, 1, 1e-12, None
+    plan = plan_of(
+        tuple(norm.shape for norm in norms),
+        tuple(norm.dim for norm in norms),
+        tuple(norm.kind for norm in norms),
+        (1.0,) * len(norms),
+        1e-12,
+    )
+    args = plan, [member.weight.detach() for member in group.members], us, vs, None, 1, None
     backend = select_backend("", CPU, torch.float32, None)
     # compiled kernels put the new vectors into the buffers themselves
     store = (True,) if backend.stores_vectors else ()
     weights_sn, *stats = backend.forward(*args, *store)
-    pulled = case.grads, None, weights_sn, *stats, *plan, None, torch.float32
+    pulled = plan, case.grads, None, weights_sn, *stats, None, torch.float32
     times = side_by_side(
         {
             "forward": make_run("fastsn-bsn", case, "forward"),
             "both": make_run("fastsn-bsn", case, "forward_backward"),
             "kernel": lambda: backend.forward(*args, *store),
-            "op": torch.no_grad()(lambda: spectral_normalize_(*args, "")),
+            "op": torch.no_grad()(lambda: normalize(*args, "", store=True)),
             "backward kernel": lambda: backend.backward(*pulled),
         },
         CPU,

@@ -270,8 +270,8 @@ def block_of(batch: Batch, weights: Sequence[Tensor], addresses: Sequence[int]) 
     return block
 
 
-def open_frame(frame: Frame) -> None:
-    """Makes ``frame`` this thread's innermost."""
+def open_frame(frame: Frame | None) -> None:
+    """Makes ``frame`` this thread's innermost; what was opened inside of it is no more."""
     _local.frame = frame
 
 

@@ -307,8 +307,8 @@ class SpectralNormGroup:
                 computed = compute(batch, chosen, 0, autocast_dtype(chosen[0]))
                 given.update(zip(batch.handles, computed.numbers.weights_sn, strict=True))
         frame = Frame(current(), given)
-        open_frame(frame)
         try:
+            open_frame(frame)
             yield
         finally:
             close(frame)
@@ -419,14 +419,13 @@ def make_forward(cls: Any) -> Callable[..., Any]:
         # A replica or a shallow copy brings the group along; its layers compute for themselves.
         if group is None or group.model is not self:
             return inner(self, *args, **kwargs)
-        frame = group._open()
-        if frame is None:
-            return inner(self, *args, **kwargs)
-        try:
+        before = current()
+        try:  # opened inside, so that an interrupt finds nothing open that nobody closes
+            frame = group._open()
             output = inner(self, *args, **kwargs)
         finally:
-            close(frame)
-        if frame.blocks:
+            open_frame(before)
+        if frame is not None and frame.blocks:
             group._close(frame)
         return output
 

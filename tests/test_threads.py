@@ -19,7 +19,7 @@ from settings import in_all_settings
 from torch import Tensor, nn
 
 import fastsn
-from fastsn import forward
+from fastsn import forward, group
 from fastsn.frames import current
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -98,6 +98,25 @@ def test_whatever_ends_a_forward_ends_its_results(
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(model(x), other.eval()(x), rtol=0, atol=0)
     assert not torch.equal(originals(model)[0], model[0].weight)
+
+
+def test_an_interrupt_while_a_frame_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_cnn()
+    fastsn.apply(model, "bssn")
+    really = group.open_frame
+
+    def interrupted(frame: Any) -> None:
+        really(frame)
+        if frame is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(group, "open_frame", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model(images())
+    assert current() is None
+    with pytest.raises(KeyboardInterrupt), fastsn.group_of(model).frozen():
+        pass
+    assert current() is None
 
 
 @in_all_settings

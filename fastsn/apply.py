@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
+from keyword import iskeyword
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -13,7 +14,7 @@ from fastsn.checks import check_options, check_weight
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt, default_dim
 from fastsn.plan import BSN, SN
-from fastsn.state.classes import own_class, parametrizations_of
+from fastsn.state.classes import own_class
 from fastsn.state.ranks import is_sharded
 
 __all__ = ["METHODS", "apply"]
@@ -49,8 +50,13 @@ def apply(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
 ) -> SpectralNormGroup:
-    """Normalizes the weights of all linear, embedding and convolution layers of ``model``, as one
-    group.
+    """Normalizes the weights of all linear, embedding, convolution, recurrent and attention layers
+    of ``model``, as one group.
+
+    Of a recurrent layer or cell these are all ``weight_*``, of ``nn.MultiheadAttention``
+    ``in_proj_weight``, or ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight``, and
+    ``out_proj.weight``. Each has a sigma of its own. Layers that share one parameter (tied weights)
+    share one norm.
 
     Args:
         model: changed in place; its forward computes the group.
@@ -67,8 +73,10 @@ def apply(
             it, or made known by ``group.update()``; another write through ``.data`` is not seen.
         n_power_iterations: per advance.
         eps: lower bound of the norms the vectors are divided by.
-        include: layer names or patterns (``"blocks.*.conv?"``) to normalize. Default: all.
-        exclude: layer names or patterns to leave alone.
+        include: names or patterns to normalize, of layers (``"blocks.*.conv?"``) or parameters
+            (``"rnn.weight_hh_l0"``, ``"*.in_proj_weight"``). Patterns take weights of the layers
+            above; a parameter's own name takes any parameter. Default: all.
+        exclude: names or patterns to leave alone, of layers or parameters.
 
     Returns:
         The group. ``print`` it to see what is normalized and what was left alone, and why.
@@ -76,7 +84,7 @@ def apply(
     Raises:
         ValueError: unknown method or update; a scale for a method without one; options out of
             range; a pattern or a model that matches nothing; a layer that is normalized already or
-            lazy; tied weights.
+            lazy; a tied weight with rows along different dimensions in its layers.
         TypeError: a matched layer has an integer weight.
 
     All checks come first: after an error the model is as it was.
@@ -99,92 +107,199 @@ def apply(
             f"use method {method.replace('s', 'ss', 1)!r}"
         )
     check_options(n_power_iterations, eps, scale, update)
-    chosen, notes = _select(model, include, exclude)
-    norms = [
-        SpectralNorm(
-            layer.weight,
-            n_power_iterations,
-            default_dim(layer),
-            eps,
-            kind=kind,
-            scale=scale,
-            update=update,
-        ).train(layer.training)
-        for _, layer in chosen
-    ]
-    _register([layer for _, layer in chosen], norms)
-    for (_, layer), norm in zip(chosen, norms, strict=True):
-        adopt(layer, "weight", norm)
+    chosen, notes = _select(model, include, exclude, kind == BSN, scale)
+    norms: dict[int, SpectralNorm] = {}
+    for target in chosen:
+        if id(target.weight) not in norms:
+            norms[id(target.weight)] = SpectralNorm(
+                target.weight,
+                n_power_iterations,
+                target.dim,
+                eps,
+                kind=kind,
+                scale=scale,
+                update=update,
+            ).train(target.layer.training)
+    _register(chosen, [norms[id(target.weight)] for target in chosen])
+    for target in chosen:
+        norm = norms.pop(id(target.weight), None)
+        if norm is None:  # tied to one before
+            continue
         if norm.training:  # as registering one by one does, by reading the weight once
-            norm.advance(parametrizations_of(layer)["weight"].original)
+            norm.advance(target.weight)
             norm.forget_weight()
     return SpectralNormGroup(model, notes, exclude=_patterns("exclude", exclude))
 
 
-def _register(layers: list[Any], norms: list[SpectralNorm]) -> None:
+class Target(NamedTuple):
+    """A parameter to normalize."""
+
+    name: str  # of the layer
+    own: str  # of the parameter in it
+    layer: Any
+    weight: Tensor
+
+    @property
+    def label(self) -> str:
+        return _label(self.name, self.own)
+
+    @property
+    def dim(self) -> int:
+        return default_dim(self.layer)
+
+
+def _label(name: str, own: str) -> str:
+    return f"{name}.{own}" if name else own
+
+
+def _register(targets: list[Target], norms: list[SpectralNorm]) -> None:
     """Registers all parametrizations, or none if a layer's own class objects."""
-    for i, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+    for i, (target, norm) in enumerate(zip(targets, norms, strict=True)):
         try:
             # Unsafe means unchecked: the check would be a forward, and all was checked before.
-            parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
+            parametrize.register_parametrization(target.layer, target.own, norm, unsafe=True)
         except Exception:
-            for done in layers[:i]:
-                own_class(done)
-                parametrize.remove_parametrizations(done, "weight", leave_parametrized=False)
+            for done in targets[:i]:
+                own_class(done.layer)
+                parametrize.remove_parametrizations(done.layer, done.own, leave_parametrized=False)
             raise
+    for target, norm in zip(targets, norms, strict=True):
+        adopt(target.layer, target.own, norm)
+
+
+def weights_of(layer: nn.Module) -> list[str]:
+    """Names of the parameters of a known layer that :func:`apply` takes."""
+    if isinstance(layer, nn.RNNBase):
+        names = [name for name in layer._flat_weights_names if name.startswith("weight_")]
+    elif isinstance(layer, nn.RNNCellBase):
+        names = ["weight_ih", "weight_hh"]
+    elif isinstance(layer, nn.MultiheadAttention):
+        names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    elif isinstance(layer, LAYERS):
+        return ["weight"]
+    else:
+        return []
+    held = layer._parameters
+    return [
+        name
+        for name in names
+        if held.get(name, held.get(f"{name}_orig")) is not None
+        or parametrize.is_parametrized(layer, name)
+    ]
 
 
 def _select(
-    model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]
-) -> tuple[list[tuple[str, Any]], dict[str, str]]:
-    """Layers to normalize, and what to say of every other weight; changes nothing."""
+    model: nn.Module,
+    include: Iterable[str] | None,
+    exclude: Iterable[str],
+    bidirectional: bool,
+    scale: float | Tensor,
+) -> tuple[list[Target], dict[str, str]]:
+    """Weights to normalize, and what to say of every other one; changes nothing."""
     wanted = None if include is None else _patterns("include", include)
     unwanted = _patterns("exclude", exclude)
-    names = [name for name, _ in model.named_modules()]
-    for option, patterns in (("include", wanted or []), ("exclude", unwanted)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"expected {option} pattern {pattern!r} to match a layer, got no match"
-                )
-    chosen: list[tuple[str, Any]] = []
+    _check_patterns(model, wanted or [], unwanted)
+    chosen: list[Target] = []
     notes: dict[str, str] = {}
-    seen: dict[int, str] = {}
+    seen: dict[int, Target] = {}
     for name, layer in model.named_modules():
-        handled = isinstance(layer, LAYERS)
-        label = f"{name}.weight" if name else "weight"
-        if any(fnmatchcase(name, pattern) for pattern in unwanted):
-            reason = "excluded"
-        elif wanted is not None and not any(fnmatchcase(name, pattern) for pattern in wanted):
-            reason = "not included"
-        elif not handled:
-            reason = f"{type(layer).__name__} is not handled: use fastsn.spectral_norm(layer, name)"
-        else:
-            weight = _checked(name, layer)
-            if id(weight) in seen:
-                raise ValueError(
-                    f"expected layer '{name}' to have a weight of its own, got the one of layer "
-                    f"'{seen[id(weight)]}' (tied weights): exclude one of them"
-                )
-            seen[id(weight)] = name
-            chosen.append((name, layer))
-            continue
+        known = weights_of(layer)
+        own_names = [own for own, parameter in layer._parameters.items() if parameter is not None]
+        for own in dict.fromkeys([*known, *own_names]):
+            label = _label(name, own)
+            if any(_matches(pattern, name, label) for pattern in unwanted):
+                reason = "excluded"
+            elif wanted is not None and label in wanted:
+                reason = ""  # by its own name, whatever the layer
+            elif own not in known:
+                reason = f"{type(layer).__name__} is not handled"
+            elif wanted is not None and not any(_matches(p, name, label) for p in wanted):
+                reason = "not included"
+            else:
+                reason = ""
+            if not reason:
+                target = Target(name, own, layer, _checked(name, own, layer))
+                first = seen.setdefault(id(target.weight), target)
+                _check_tied(target, first)
+                chosen.append(target)
+            elif own in known or _looks_like_weight(own, layer._parameters[own]):
+                call = _call_for(name, own, layer, bidirectional, scale)
+                notes[label] = f"{reason}; {call}"
+    for name, layer in model.named_modules():
         for own, parameter in layer._parameters.items():
-            if nn.parameter.is_lazy(parameter):
-                notes[f"{name}.{own}" if name else own] = reason
-            elif parameter is not None and (handled or not own.startswith("bias")):
-                many = isinstance(parameter, Tensor) and parameter.ndim >= 2
-                if many:
-                    notes[f"{name}.{own}" if name else own] = reason
-        if handled and reason in ("excluded", "not included"):
-            notes[label] = reason
+            label, other = _label(name, own), seen.get(id(parameter))
+            if other is not None and label in notes:
+                notes[label] = (
+                    f"{notes[label].partition(';')[0]}; it reads {other.label}, to which it is "
+                    "tied, without the norm"
+                )
     if not chosen:
         what = "left by include and exclude" if wanted is not None or unwanted else "in it"
         raise ValueError(
-            f"expected {type(model).__name__} to have a linear, embedding or convolution layer, "
-            f"got none {what}"
+            f"expected {type(model).__name__} to have a linear, embedding, convolution, recurrent "
+            f"or attention layer, got none {what}"
         )
     return chosen, notes
+
+
+def _check_patterns(model: nn.Module, wanted: list[str], unwanted: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    # with the names of tied parameters, and of those that are normalized already
+    names += [
+        _label(name, own)
+        for name, layer in model.named_modules()
+        for own in dict.fromkeys([*weights_of(layer), *layer._parameters])
+    ]
+    for option, patterns in (("include", wanted), ("exclude", unwanted)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"expected {option} pattern {pattern!r} to match a layer or a parameter, got "
+                    "no match"
+                )
+
+
+def _matches(pattern: str, name: str, label: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(label, pattern)
+
+
+def _looks_like_weight(own: str, parameter: Any) -> bool:
+    if nn.parameter.is_lazy(parameter):
+        return True
+    return parameter.ndim >= 2 and not own.startswith("bias")
+
+
+def _check_tied(target: Target, first: Target) -> None:
+    """One norm serves two layers if their unfoldings are the same."""
+    if target.dim != first.dim:
+        raise ValueError(
+            f"expected tied weights to have their rows along one dimension, got {first.dim} for "
+            f"'{first.label}' and {target.dim} for '{target.label}': exclude one of them"
+        )
+
+
+def _call_for(
+    name: str, own: str, layer: nn.Module, bidirectional: bool, scale: float | Tensor
+) -> str:
+    """The call that would normalize a parameter that is left alone, or why there is none."""
+    if parametrize.is_parametrized(layer, own):
+        return "it is normalized already"
+    try:
+        _checked(name, own, layer)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    parts = name.split(".") if name else []
+    path = f"model.get_submodule({name!r})"
+    if all(part.isidentifier() and not iskeyword(part) for part in parts):
+        path = ".".join(["model", *parts])
+    options = [path, repr(own)]
+    if bidirectional:
+        options.append("bidirectional=True")
+    if isinstance(scale, Tensor):
+        options.append("scale=scale")
+    elif scale != 1:
+        options.append(f"scale={scale:g}")
+    return f"fastsn.spectral_norm({', '.join(options)})"
 
 
 def _patterns(option: str, patterns: Iterable[str]) -> list[str]:
@@ -193,15 +308,15 @@ def _patterns(option: str, patterns: Iterable[str]) -> list[str]:
     return list(patterns)
 
 
-def _checked(name: str, layer: nn.Module) -> Tensor:
-    """The weight of ``layer``; errors name the layer."""
-    if _is_normalized(layer):
+def _checked(name: str, own: str, layer: nn.Module) -> Tensor:
+    """The weight ``own`` of ``layer``; errors name the layer."""
+    if parametrize.is_parametrized(layer, own) or f"{own}_orig" in layer._parameters:
         raise ValueError(
             f"expected layer '{name}' not to be normalized, got one that is already: exclude it, "
             "or call fastsn.convert(model) for torch's spectral norms"
         )
     try:
-        weight = check_weight(layer, "weight")
+        weight = check_weight(layer, own)
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer '{name}': {error}") from None
     if is_sharded(weight):
@@ -209,7 +324,3 @@ def _checked(name: str, layer: nn.Module) -> Tensor:
             f"expected layer '{name}' to be normalized before FSDP shards it, got a DTensor"
         )
     return weight
-
-
-def _is_normalized(layer: nn.Module) -> bool:
-    return parametrize.is_parametrized(layer, "weight") or "weight_orig" in layer._parameters

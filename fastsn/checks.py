@@ -89,7 +89,8 @@ def check_weight(module: nn.Module, name: str) -> Tensor:
     if _is_owned(weight):
         raise ValueError(
             f"expected '{name}' of {module} to belong to one layer, got a tied weight that another "
-            "layer's spectral norm already normalizes: share the layer instead"
+            "layer's spectral norm already normalizes: share the layer instead, or normalize both "
+            "by one call of fastsn.apply"
         )
     return weight
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
@@ -236,6 +236,24 @@ def fold(model: nn.Module) -> nn.Module:
         for norm in parametrizations_of(layer)[name]:
             norm.eval()
         forget_input_shape(layer)
+    first: dict[int, Any] = {}
+    values: dict[int, Tensor] = {}  # of tied weights that each of their layers normalizes its way
+    for i, (layer, name) in enumerate(found):
+        held = parametrizations_of(layer)[name]
+        before = first.setdefault(id(held.original), held)
+        if list(before) != list(held):
+            values[i] = getattr(layer, name).clone()
+    folded: set[int] = set()
+    for i, (layer, name) in enumerate(found):
+        original = parametrizations_of(layer)[name].original
         own_class(layer)
-        parametrize.remove_parametrizations(layer, name)
+        # In place: the other readers of a tied weight have it then.
+        again = id(original) in folded
+        parametrize.remove_parametrizations(layer, name, leave_parametrized=not again)
+        folded.add(id(original))
+        if i in values:
+            setattr(layer, name, nn.Parameter(values[i], original.requires_grad))
+    for layer in {id(layer): layer for layer, _ in found}.values():
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()  # in one piece for cuDNN, as new layers are
     return model

@@ -43,6 +43,7 @@ class Member(NamedTuple):
     layer: nn.Module
     norm: SpectralNorm
     path: tuple[str, ...]  # ``name``, as keys of nested ``_modules``
+    tied: tuple[str, ...] = ()  # what else the weight is called: other layers with this very norm
 
     @property
     def label(self) -> str:
@@ -73,7 +74,8 @@ class SpectralNormGroup:
     Args:
         model: the module whose forward starts the computation.
         notes: remarks for ``print``, by parameter name.
-        exclude: names or patterns of normalized layers that stay by themselves.
+        exclude: names or patterns of normalized layers, or of their weights, that stay by
+            themselves.
 
     Raises:
         ValueError: ``model`` has no normalized layer.
@@ -345,15 +347,22 @@ class SpectralNormGroup:
     def __repr__(self) -> str:
         lines = [f"SpectralNormGroup of {type(self.model).__name__}: {len(self)} weights"]
         rows = [
-            (member.label, "x".join(map(str, member.weight.shape)), member.norm.extra_repr())
+            (
+                member.label,
+                "x".join(map(str, member.weight.shape)),
+                member.norm.extra_repr(),
+                member.tied,
+            )  # fmt: skip
             for member in self.members
         ]
         width = max(len(label) for label in [*(row[0] for row in rows), *self.notes])
         size = max(len(row[1]) for row in rows)
-        for label, shape, text in rows:
-            note = f" ({self.notes[label]})" if label in self.notes else ""
+        for label, shape, text, tied in rows:
+            remarks = [self.notes[label]] if label in self.notes else []
+            remarks += [f"tied to {other}" for other in tied]
+            note = f" ({'; '.join(remarks)})" if remarks else ""
             lines.append(f"  {label:<{width}}  {shape:<{size}}  {text}{note}")
-        mine = {row[0] for row in rows}
+        mine = {label for row in rows for label in (row[0], *row[3])}
         others = [(label, note) for label, note in self.notes.items() if label not in mine]
         if others:
             lines.append("left alone:")
@@ -362,16 +371,20 @@ class SpectralNormGroup:
 
 
 def _collect(model: nn.Module, exclude: Sequence[str]) -> list[Member]:
-    members = []
+    members: dict[int, Member] = {}
     for name, layer in model.named_modules():
-        if any(fnmatchcase(name, pattern) for pattern in exclude):
-            continue
         for tensor_name, norms in parametrizations_of(layer).items():
             # One that comes after another parametrization has no weight of its own to read.
-            if isinstance(norms[0], SpectralNorm):
-                path = tuple(name.split(".")) if name else ()
-                members.append(Member(name, tensor_name, layer, norms[0], path))
-    return members
+            if not isinstance(norms[0], SpectralNorm):
+                continue
+            path = tuple(name.split(".")) if name else ()
+            member = Member(name, tensor_name, layer, norms[0], path)
+            if any(fnmatchcase(name, p) or fnmatchcase(member.label, p) for p in exclude):
+                continue
+            first = members.setdefault(id(norms[0]), member)
+            if first is not member:
+                members[id(norms[0])] = first._replace(tied=(*first.tied, member.label))
+    return list(members.values())
 
 
 def _is_in(model: nn.Module, member: Member) -> bool:

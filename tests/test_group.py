@@ -201,11 +201,13 @@ def test_print_says_what_was_wrapped_and_what_was_left_alone() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.MultiheadAttention(8, 2)
     )
+    model.register_parameter("positions", nn.Parameter(torch.randn(4, 8)))
     text = str(fastsn.apply(model, "bssn", exclude=["2"]))
     assert "0.weight" in text and "8x3x3x3" in text and "bsn" in text
     left = text.split("left alone:")[1]
     assert "2.weight" in left and "excluded" in left
-    assert "3.in_proj_weight" in left and "MultiheadAttention is not handled" in left
+    assert "positions" in left and "Sequential is not handled" in left
+    assert "3.in_proj_weight" in text and "3.in_proj_weight" not in left
     assert "3.out_proj.weight" not in left
 
 

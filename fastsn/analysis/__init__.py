@@ -6,6 +6,12 @@ waits for the device.
 
 from fastsn.analysis.convolution import conv_matrix, conv_norm, conv_norm_of
 from fastsn.analysis.report import LayerReport, LayerRow, layer_report
+from fastsn.analysis.spectrum import (
+    SingularValues,
+    SpectrumMonitor,
+    log_sigmas,
+    singular_values,
+)
 from fastsn.analysis.theory import (
     GradientBounds,
     bsn_sigma_exact,
@@ -27,6 +33,8 @@ __all__ = [
     "GradientBounds",
     "LayerReport",
     "LayerRow",
+    "SingularValues",
+    "SpectrumMonitor",
     "TsuzukuBounds",
     "bsn_sigma_exact",
     "bsn_variance_bound",
@@ -34,10 +42,12 @@ __all__ = [
     "conv_norm",
     "conv_norm_of",
     "layer_report",
+    "log_sigmas",
     "parameter_variance",
     "proposition1_bound",
     "proposition3_bound",
     "raw_gradient_bound",
+    "singular_values",
     "spectral_norm_exact",
     "theorem2_bound",
     "theorem2_lower_bound",

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fastsn.state.recurrent import give_lists_to_forwards
+
 __all__ = [
     "GROUP",
     "adapt_class",
@@ -47,6 +49,8 @@ def adapt_class(module: nn.Module) -> None:
         through_torch = getattr(cls, name)
         if not isinstance(through_torch, _Weight):
             setattr(cls, name, _Weight(name, through_torch))
+    if isinstance(module, nn.RNNBase):
+        give_lists_to_forwards(cls)
 
 
 class _Weight(property):
@@ -96,6 +100,9 @@ _surrounded: weakref.WeakKeyDictionary[type, weakref.ref[type]] = weakref.WeakKe
 # Marks those classes; its value is the function that made their forward.
 _MARK = "_spectral_norm_forward"
 
+# Of a parametrized model's class: the forward that it had of its own, or None.
+_BEFORE = "_spectral_norm_forward_before"
+
 
 def surround_forward(model: nn.Module, make_forward: MakeForward) -> None:
     """Gives ``model`` a class whose ``forward`` is ``make_forward(class)``, if it has none yet.
@@ -112,8 +119,10 @@ def surround_forward(model: nn.Module, make_forward: MakeForward) -> None:
     mark = staticmethod(make_forward)
     if parametrize.is_parametrized(model):  # a class of its own, from which torch takes things
         own_class(model)
-        type(model).forward = make_forward(cls)
-        setattr(type(model), _MARK, mark)
+        own: Any = type(model)
+        setattr(own, _BEFORE, vars(own).get("forward"))
+        own.forward = make_forward(cls)
+        setattr(own, _MARK, mark)
         return
     known = _surrounded.get(cls)
     made = None if known is None else known()
@@ -135,8 +144,12 @@ def restore_forward(model: nn.Module) -> None:
         return  # another class lies above: without a group its forward does what it always did
     if parametrize.is_parametrized(model):
         own_class(model)
-        for name in ("forward", _MARK):
-            delattr(type(model), name)
+        own: Any = type(model)
+        before = vars(own)[_BEFORE]
+        for name in ("forward", _MARK, _BEFORE):
+            delattr(own, name)
+        if before is not None:
+            own.forward = before
     else:
         model.__class__ = cls.__bases__[0]
 

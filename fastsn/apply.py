@@ -43,7 +43,7 @@ def apply(
     model: nn.Module,
     method: str = "bssn",
     *,
-    scale: float | Tensor | None = None,
+    scale: float | Tensor | str | None = None,
     update: str = "forward",
     n_power_iterations: int = 1,
     eps: float = 1e-12,
@@ -63,7 +63,9 @@ def apply(
         method: ``"sn"`` (Miyato et al. 2018), ``"ssn"`` (SN with a scale), ``"bsn"``
             (bidirectional, section 5.1 of the paper) or ``"bssn"`` (BSN with a scale, section 5.2).
         scale: factor of all normalized weights, for ``"ssn"`` and ``"bssn"``: a number, or a 0-d
-            tensor or parameter ("same gamma"). Default: 1.2. For one parameter per layer, call
+            tensor or parameter ("same gamma"). Default: 1.2. ``"sigma"``: one parameter per
+            weight that begins at its sigma, so that the model computes at first what it did before
+            (sigma-Reparam, Zhai et al. 2023). For other parameters per layer, call
             :func:`fastsn.spectral_norm` for each and group them with
             :class:`fastsn.SpectralNormGroup`.
         update: ``"forward"``: every training forward advances the vectors, as in torch. ``"step"``:
@@ -111,15 +113,9 @@ def apply(
     norms: dict[int, SpectralNorm] = {}
     for target in chosen:
         if id(target.weight) not in norms:
-            norms[id(target.weight)] = SpectralNorm(
-                target.weight,
-                n_power_iterations,
-                target.dim,
-                eps,
-                kind=kind,
-                scale=scale,
-                update=update,
-            ).train(target.layer.training)
+            norms[id(target.weight)] = _norm_for(
+                target, n_power_iterations, eps, kind=kind, scale=scale, update=update
+            )
     _register(chosen, [norms[id(target.weight)] for target in chosen])
     for target in chosen:
         norm = norms.pop(id(target.weight), None)
@@ -146,6 +142,14 @@ class Target(NamedTuple):
     @property
     def dim(self) -> int:
         return default_dim(self.layer)
+
+
+def _norm_for(target: Target, n_power_iterations: int, eps: float, **options: Any) -> SpectralNorm:
+    try:
+        norm = SpectralNorm(target.weight, n_power_iterations, target.dim, eps, **options)
+    except ValueError as error:
+        raise ValueError(f"layer '{target.name}': {error}") from None
+    return norm.train(target.layer.training)
 
 
 def _label(name: str, own: str) -> str:
@@ -193,7 +197,7 @@ def _select(
     include: Iterable[str] | None,
     exclude: Iterable[str],
     bidirectional: bool,
-    scale: float | Tensor,
+    scale: float | Tensor | str,
 ) -> tuple[list[Target], dict[str, str]]:
     """Weights to normalize, and what to say of every other one; changes nothing."""
     wanted = None if include is None else _patterns("include", include)
@@ -279,7 +283,7 @@ def _check_tied(target: Target, first: Target) -> None:
 
 
 def _call_for(
-    name: str, own: str, layer: nn.Module, bidirectional: bool, scale: float | Tensor
+    name: str, own: str, layer: nn.Module, bidirectional: bool, scale: float | Tensor | str
 ) -> str:
     """The call that would normalize a parameter that is left alone, or why there is none."""
     if parametrize.is_parametrized(layer, own):
@@ -297,6 +301,8 @@ def _call_for(
         options.append("bidirectional=True")
     if isinstance(scale, Tensor):
         options.append("scale=scale")
+    elif isinstance(scale, str):
+        options.append(f"scale={scale!r}")
     elif scale != 1:
         options.append(f"scale={scale:g}")
     return f"fastsn.spectral_norm({', '.join(options)})"

@@ -15,7 +15,11 @@ __all__ = ["check_options", "check_update", "check_weight", "claim_weight", "nor
 
 
 def check_options(
-    n_power_iterations: int, eps: float, scale: float | Tensor, update: str = "forward"
+    n_power_iterations: int,
+    eps: float,
+    scale: float | Tensor | str,
+    update: str = "forward",
+    bound: float | None = None,
 ) -> None:
     """Raises for options no weight could be normalized with."""
     _check_type("n_power_iterations", n_power_iterations, int, "an int")
@@ -28,6 +32,21 @@ def check_options(
     if not eps >= 0 or math.isinf(eps):
         raise ValueError(f"Expected eps to be non-negative and finite, but got eps={eps}")
     check_update(update)
+    if bound is not None:
+        _check_type("bound", bound, (int, float), "a number or None")
+        if not 0 < bound < math.inf:
+            raise ValueError(f"expected bound to be positive and finite, got {bound}")
+    if isinstance(scale, str):
+        if scale != "sigma":
+            raise ValueError(
+                f"expected scale to be a number, a 0-d tensor or 'sigma', got {scale!r}"
+            )
+        if bound is not None:
+            raise ValueError(
+                f"expected no bound with scale='sigma', got bound={bound}: a weight below the "
+                "bound is not divided by its sigma"
+            )
+        return
     if isinstance(scale, Tensor):
         if scale.ndim != 0 or not scale.is_floating_point():
             raise ValueError(
@@ -36,7 +55,7 @@ def check_options(
             )
         number = float(scale.detach()) if scale.device.type != "meta" else 1.0
     else:
-        _check_type("scale", scale, (int, float), "a number or a 0-d tensor")
+        _check_type("scale", scale, (int, float), "a number, a 0-d tensor or 'sigma'")
         number = float(scale)
     if number == 0 or not math.isfinite(number):
         raise ValueError(f"expected scale to be finite and not zero, got {number}")

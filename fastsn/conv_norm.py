@@ -9,7 +9,7 @@ with SN. With ``M`` the convolution as a linear map on inputs of one size
     \qquad S = \frac{\partial \langle u, M v \rangle}{\partial W} / (|u| |v|)
 
 since ``M`` is linear in ``W``. ``S`` is all that the backward needs of ``u`` and ``v``, which are
-constants.
+constants. With a bound ``c`` the weight is divided by ``max(1, sigma / c)`` instead of ``sigma``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class ConvSpectralNorm(nn.Module):
         n_power_iterations: iterations per read of the weight in training mode.
         eps: lower bound of the norms the vectors are divided by.
         scale: float, or a 0-d tensor that may need gradients.
+        bound: float, or None for a hard norm.
         _u, _v: output ``[c_out, *size']`` and input ``[c_in, *size]`` that the convolution
             stretches most. Empty until the input size is known.
     """
@@ -47,6 +48,7 @@ class ConvSpectralNorm(nn.Module):
     _u: Tensor
     _v: Tensor
     scale: float | Tensor
+    bound: float | None
 
     def __init__(
         self,
@@ -57,9 +59,11 @@ class ConvSpectralNorm(nn.Module):
         eps: float = 1e-12,
         *,
         scale: float | Tensor = 1.0,
+        bound: float | None = None,
     ) -> None:
         super().__init__()
         self.conv = conv
+        self.bound = None if bound is None else float(bound)
         self.n_power_iterations = n_power_iterations
         self.eps = eps
         if isinstance(scale, nn.Parameter):
@@ -104,7 +108,7 @@ class ConvSpectralNorm(nn.Module):
             # Filled on the device: a copy from the host would wait for it.
             gain = scale.to(weight) if isinstance(scale, Tensor) else weight.new_full((), scale)
             direction = self._direction(weight, u, v)
-            weight_sn, _ = _Normalize.apply(weight, direction, gain)
+            weight_sn, _ = _Normalize.apply(weight, direction, gain, self.bound)
             return weight_sn.to(out_dtype)
 
     def _vectors_now(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +228,8 @@ class ConvSpectralNorm(nn.Module):
     def extra_repr(self) -> str:
         shape = self.input_shape or "learned at the first forward"
         scale = "tensor" if isinstance(self.scale, Tensor) else f"{self.scale:g}"
-        return f"input_shape={shape}, n_power_iterations={self.n_power_iterations}, scale={scale}"
+        text = f"input_shape={shape}, n_power_iterations={self.n_power_iterations}, scale={scale}"
+        return text if self.bound is None else f"{text}, bound={self.bound:g}"
 
 
 class _Normalize(torch.autograd.Function):
@@ -232,31 +237,44 @@ class _Normalize(torch.autograd.Function):
 
     A node of its own because it saves the result and not ``W``: an optimizer may step between
     forward and backward. With ``G = dL/dW_sn``, ``g = dL/dsigma`` and ``c = <G, W_sn>``,
-    ``dL/dW = (scale G - (c - g sigma) S) / sigma`` and ``dL/dscale = c / scale``.
+    ``dL/dW = (scale G - (c - g sigma) S) / sigma`` and ``dL/dscale = c / scale``. With a bound,
+    ``t = max(1, sigma / bound)`` takes the place of sigma in the quotient, and ``S`` has no part
+    but ``g`` where the bound does not bind: :mod:`fastsn.backends.reference`.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, direction: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        weight: Tensor, direction: Tensor, scale: Tensor, bound: float | None
+    ) -> tuple[Tensor, Tensor]:
         sigma = (weight * direction).sum()
+        if bound is not None:
+            return scale * weight / (sigma / bound).clamp_min(1), sigma
         empty = sigma == 0
         return torch.where(empty, 0, scale * weight / torch.where(empty, 1, sigma)), sigma
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, direction, scale = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, direction, scale, ctx.bound = inputs
         ctx.save_for_backward(direction, scale, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_sigma: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, grad: Tensor, grad_sigma: Tensor) -> tuple[Tensor, None, Tensor, None]:
         direction, scale, weight_sn, sigma = ctx.saved_tensors
         c = (grad * weight_sn).sum()
-        empty = sigma == 0
-        along = (c - grad_sigma * sigma) * direction
-        grad_weight = (scale * grad - along) / torch.where(empty, 1, sigma)
+        if ctx.bound is not None:
+            ratio = sigma / ctx.bound
+            binds = ratio >= 1
+            pull = torch.where(binds, c / torch.where(binds, sigma, 1), 0) - grad_sigma
+            grad_weight = scale * grad / ratio.clamp_min(1) - pull * direction
+        else:
+            empty = sigma == 0
+            along = (c - grad_sigma * sigma) * direction
+            grad_weight = (scale * grad - along) / torch.where(empty, 1, sigma)
+            grad_weight = torch.where(empty, 0, grad_weight)
         grad_scale = c / torch.where(scale == 0, 1, scale)
-        return torch.where(empty, 0, grad_weight), None, torch.where(scale == 0, 0, grad_scale)
+        return grad_weight, None, torch.where(scale == 0, 0, grad_scale), None
 
 
 class _LearnInputShape:
@@ -305,6 +323,7 @@ def conv_spectral_norm(
     eps: float = 1e-12,
     *,
     scale: float | Tensor = 1.0,
+    bound: float | None = None,
 ) -> nn.Module:
     r"""Normalizes a convolution's weight by the norm of the convolution itself: SN_Conv.
 
@@ -335,6 +354,8 @@ def conv_spectral_norm(
         eps: lower bound of the norms the vectors are divided by.
         scale: a number, or a 0-d tensor that may need gradients (an ``nn.Parameter`` becomes one of
             the layer's parameters; the same one may serve several layers).
+        bound: soft normalization, ``scale * W / max(1, sigma / bound)``: a layer whose norm is
+            below the bound stays as it is (Gouk et al. 2018; residual flows, DUE).
 
     Returns:
         ``module``, whose ``name`` is now a property; the parameter is
@@ -361,7 +382,9 @@ def conv_spectral_norm(
         )
     if isinstance(n_power_iterations, bool) or not isinstance(n_power_iterations, int):
         raise TypeError(f"expected n_power_iterations to be an int, got {n_power_iterations!r}")
-    check_options(n_power_iterations, eps, scale, "forward")
+    if isinstance(scale, str):
+        raise ValueError(f"expected scale to be a number or a 0-d tensor, got {scale!r}")
+    check_options(n_power_iterations, eps, scale, "forward", bound)
     if _norms(module, name):
         raise ValueError(
             f"expected '{name}' of {module} without conv_spectral_norm, got one that has it"
@@ -372,7 +395,7 @@ def conv_spectral_norm(
         raise TypeError(f"expected '{name}' of {module} to be real, got {weight.dtype}")
     conv = ConvMap.of_module(module, weight.shape)
     shape = None if input_shape is None else conv.input_shape(input_shape)
-    norm = ConvSpectralNorm(weight, conv, shape, n_power_iterations, eps, scale=scale)
+    norm = ConvSpectralNorm(weight, conv, shape, n_power_iterations, eps, scale=scale, bound=bound)
     # Unsafe means unchecked: the check would read the weight, which may not have its size yet.
     parametrize.register_parametrization(module, name, norm, unsafe=True)
     adapt_class(module)

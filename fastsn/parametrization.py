@@ -27,6 +27,9 @@ __all__ = ["SpectralNorm", "spectral_norm"]
 
 _VECTOR_NAMES = (("_u", "_v"), ("_u_in", "_v_in"))
 
+#: ``scale="sigma"``: rounds of warm-up until sigma changes by less than this, relatively.
+_ROUNDS, _STILL = 40, 1e-5
+
 #: Attributes that plans are made of.
 _SETTINGS = frozenset({"dim", "eps", "kind", "n_power_iterations", "scale", "shape", "update"})
 
@@ -45,6 +48,7 @@ class SpectralNorm(nn.Module):
         eps: lower bound of the norms the vectors are divided by.
         update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.
         scale: float, or a 0-d tensor that may need gradients.
+        learns_sigma: its scale is a parameter of its own that began at sigma (``scale="sigma"``).
         state: what belongs to this process alone; copies and pickles begin with a new one.
         _u, _v: vectors ``[rows]``, ``[cols]`` of the unfolding along ``dim``, as torch's. Absent
             for 1-d weights.
@@ -67,7 +71,7 @@ class SpectralNorm(nn.Module):
         eps: float = 1e-12,
         *,
         kind: int = SN,
-        scale: float | Tensor = 1.0,
+        scale: float | Tensor | str = 1.0,
         update: str = "forward",
         vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -84,7 +88,8 @@ class SpectralNorm(nn.Module):
         self.n_power_iterations = n_power_iterations
         self.eps = eps
         self.update = update
-        _hold_scale(self, scale)
+        self.learns_sigma = isinstance(scale, str)
+        _hold_scale(self, 1.0 if isinstance(scale, str) else scale)
         self.state = State(self)
         self.shape = tuple(weight.shape)
         self.views = views_of(self.shape, self.dim, self.kind) if weight.ndim > 1 else ()
@@ -94,6 +99,8 @@ class SpectralNorm(nn.Module):
         else:
             for name, vector in vectors.items():
                 self.register_buffer(name, vector)
+        if self.learns_sigma:
+            self._begin_at_sigma(weight)
 
     # Vectors
 
@@ -107,6 +114,33 @@ class SpectralNorm(nn.Module):
                 vector = weight.detach().new_empty(size).normal_(0, 1)
                 self.register_buffer(name, F.normalize(vector, dim=0, eps=self.eps))
         self.advance(weight, WARM_UP)
+
+    @torch.no_grad()
+    def _begin_at_sigma(self, weight: Tensor) -> None:
+        """Makes the scale a parameter that is the sigma of ``weight``, so that W_sn is W.
+
+        The vectors converge first: further iterations then leave W_sn where it is.
+        """
+        weight = weight.detach()
+        sigma = self._sigma(weight)
+        for _ in range(_ROUNDS if self.views else 0):
+            self.advance(weight, WARM_UP)
+            before, sigma = sigma, self._sigma(weight)
+            if weight.is_meta or not bool((sigma - before).abs() > _STILL * sigma):
+                break
+        if not weight.is_meta and not (bool(sigma > 0) and bool(torch.isfinite(sigma))):
+            raise ValueError(
+                "expected a weight with a positive, finite sigma for scale='sigma', got sigma "
+                f"{float(sigma)}"
+            )
+        del self.scale
+        self.register_parameter("scale", nn.Parameter(sigma.clone()))
+        settings_changed()
+
+    def _sigma(self, weight: Tensor) -> Tensor:
+        if not self.views:
+            return weight.norm()
+        return compute(alone(self), [weight], 0).numbers.sigmas[0]
 
     @torch.no_grad()
     def reset(self, weight: Tensor) -> None:
@@ -184,7 +218,8 @@ class SpectralNorm(nn.Module):
 
     def extra_repr(self) -> str:
         name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]
-        scale = f"{self.scale:g}" if isinstance(self.scale, float) else "tensor"
+        scale = "tensor" if isinstance(self.scale, Tensor) else f"{self.scale:g}"
+        scale = "sigma" if self.learns_sigma else scale
         return (
             f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
         )
@@ -198,7 +233,7 @@ def spectral_norm(
     dim: int | None = None,
     *,
     bidirectional: bool = False,
-    scale: float | Tensor = 1.0,
+    scale: float | Tensor | str = 1.0,
 ) -> nn.Module:
     r"""Normalizes one weight of a module by its spectral norm: a drop-in for torch's
     ``spectral_norm``.
@@ -224,7 +259,9 @@ def spectral_norm(
         dim: dimension of the rows. Default: 1 for transposed convolutions, else 0.
         bidirectional: BSN instead of SN; needs ``dim`` 0 or 1.
         scale: a number, or a 0-d tensor that may need gradients (an ``nn.Parameter`` becomes one of
-            the layer's parameters; the same one may serve several layers).
+            the layer's parameters; the same one may serve several layers). ``"sigma"``: a parameter
+            of the layer's own that begins at the weight's sigma, so that the layer computes at
+            first what it did before (sigma-Reparam, Zhai et al. 2023).
 
     Returns:
         ``module``, whose ``name`` is now a property; the parameter is
@@ -232,7 +269,7 @@ def spectral_norm(
 
     Raises:
         ValueError: no such parameter, a lazy one not initialized yet, options out of range, tied
-            weight.
+            weight; a weight of sigma 0 for ``scale="sigma"``.
         TypeError: an integer weight.
         IndexError: ``dim`` out of range.
 
@@ -258,7 +295,7 @@ def register(
     dim: int | None,
     *,
     kind: int,
-    scale: float | Tensor,
+    scale: float | Tensor | str,
     update: str = "forward",
 ) -> nn.Module:
     """:func:`spectral_norm` with every option of :class:`SpectralNorm`."""

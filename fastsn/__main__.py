@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import fastsn
-from fastsn.backends import BACKENDS, explain, native, select_backend, selftest, trust
+from fastsn.backends import BACKENDS, OPTIONS, explain, native, select_backend, selftest, trust
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,6 +124,10 @@ def _print_backends(device: torch.device) -> bool:
             reasons = [f"not by auto: {untrusted[name]}"]
         text = "\n".join(textwrap.fill(reason, 80) for reason in reasons)
         print(f"  {name:<10}  {label:<6}  {text}".rstrip().replace("\n", "\n" + " " * 22))
+    if not problem:
+        for option in OPTIONS:
+            name = select_backend("auto", device, torch.float32, None, needs=(option,)).name
+            print(f"  with {option}=: {name}")
     print(end=problem)
     return not problem
 

@@ -44,6 +44,7 @@ def apply(
     method: str = "bssn",
     *,
     scale: float | Tensor | str | None = None,
+    bound: float | None = None,
     update: str = "forward",
     n_power_iterations: int = 1,
     eps: float = 1e-12,
@@ -68,6 +69,9 @@ def apply(
             (sigma-Reparam, Zhai et al. 2023). For other parameters per layer, call
             :func:`fastsn.spectral_norm` for each and group them with
             :class:`fastsn.SpectralNormGroup`.
+        bound: soft normalization, for ``"sn"`` and ``"bsn"``: ``W / max(1, sigma / bound)``, so
+            that a weight whose sigma is below the bound stays as it is (Gouk et al. 2018; SNGP,
+            residual flows).
         update: ``"forward"``: every training forward advances the vectors, as in torch. ``"step"``:
             once per change of the weights; the forwards between two optimizer steps share one sigma
             and one normalized weight, as in the training code of the paper's authors. A change is
@@ -108,13 +112,24 @@ def apply(
             f"expected no scale for method {method!r}, got {scale!r}: "
             f"use method {method.replace('s', 'ss', 1)!r}"
         )
-    check_options(n_power_iterations, eps, scale, update)
-    chosen, notes = _select(model, include, exclude, kind == BSN, scale)
+    if scaled and bound is not None:
+        raise ValueError(
+            f"expected no bound for method {method!r}, which has a scale, got {bound!r}: "
+            f"use method {method.replace('ss', 's', 1)!r}"
+        )
+    check_options(n_power_iterations, eps, scale, update, bound)
+    chosen, notes = _select(model, include, exclude, kind == BSN, scale, bound)
     norms: dict[int, SpectralNorm] = {}
     for target in chosen:
         if id(target.weight) not in norms:
             norms[id(target.weight)] = _norm_for(
-                target, n_power_iterations, eps, kind=kind, scale=scale, update=update
+                target,
+                n_power_iterations,
+                eps,
+                kind=kind,
+                scale=scale,
+                update=update,
+                bound=bound,
             )
     _register(chosen, [norms[id(target.weight)] for target in chosen])
     for target in chosen:
@@ -198,6 +213,7 @@ def _select(
     exclude: Iterable[str],
     bidirectional: bool,
     scale: float | Tensor | str,
+    bound: float | None,
 ) -> tuple[list[Target], dict[str, str]]:
     """Weights to normalize, and what to say of every other one; changes nothing."""
     wanted = None if include is None else _patterns("include", include)
@@ -227,7 +243,7 @@ def _select(
                 _check_tied(target, first)
                 chosen.append(target)
             elif own in known or _looks_like_weight(own, layer._parameters[own]):
-                call = _call_for(name, own, layer, bidirectional, scale)
+                call = _call_for(name, own, layer, bidirectional, scale, bound)
                 notes[label] = f"{reason}; {call}"
     for name, layer in model.named_modules():
         for own, parameter in layer._parameters.items():
@@ -283,7 +299,12 @@ def _check_tied(target: Target, first: Target) -> None:
 
 
 def _call_for(
-    name: str, own: str, layer: nn.Module, bidirectional: bool, scale: float | Tensor | str
+    name: str,
+    own: str,
+    layer: nn.Module,
+    bidirectional: bool,
+    scale: float | Tensor | str,
+    bound: float | None,
 ) -> str:
     """The call that would normalize a parameter that is left alone, or why there is none."""
     if parametrize.is_parametrized(layer, own):
@@ -305,6 +326,8 @@ def _call_for(
         options.append(f"scale={scale!r}")
     elif scale != 1:
         options.append(f"scale={scale:g}")
+    if bound is not None:
+        options.append(f"bound={bound:g}")
     return f"fastsn.spectral_norm({', '.join(options)})"
 
 

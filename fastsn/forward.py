@@ -73,6 +73,7 @@ class Norm(Protocol):
     n_power_iterations: int
     update: str
     scale: float | Tensor
+    bound: float | None
     shape: tuple[int, ...]
     vector_names: tuple[tuple[str, str], ...]
     state: State
@@ -137,6 +138,7 @@ class Batch:
             tuple(norm.kind for norm in norms),
             tuple(1.0 if isinstance(scale, Tensor) else float(scale) for scale in scales),
             first.eps,
+            tuple(norm.bound or 0.0 for norm in norms),
         )
         names = [(norm._buffers, pair) for norm in norms for pair in norm.vector_names]
         self._us = [(buffers, u) for buffers, (u, _) in names]
@@ -259,8 +261,8 @@ def batches(norms: Sequence[Norm], weights: Sequence[Tensor]) -> list[tuple[Batc
     members: dict[Any, list[int]] = {}
     for i, (norm, weight) in enumerate(zip(norms, weights, strict=True)):
         key = (
-            norm.training, norm.n_power_iterations, norm.update, norm.eps, weight.dtype,
-            weight.device,
+            norm.training, norm.n_power_iterations, norm.update, norm.eps, norm.bound is None,
+            weight.dtype, weight.device,
         )  # fmt: skip
         members.setdefault(key, []).append(i)
     return [

@@ -38,6 +38,7 @@ def spectral_normalize(
     dims: Sequence[int] | None = None,
     bidirectional: bool | Sequence[bool] = False,
     scale: float | Tensor | Sequence[float] = 1.0,
+    bound: float | None | Sequence[float | None] = None,
     n_power_iterations: int = 1,
     eps: float = 1e-12,
     out_dtype: torch.dtype | None = None,
@@ -60,6 +61,8 @@ def spectral_normalize(
             has one unfolding either way.
         scale: factor of the result: one float, ``k`` floats, or a tensor of 0 or 1 dimensions
             (``[k]``) that may need gradients.
+        bound: of soft norms, ``weights[i] * scale / max(1, sigma_i / bound)``: one for all, or one
+            per weight; None for hard ones.
         n_power_iterations: 0 evaluates sigma at the given vectors and returns those.
         eps: lower bound of the norms the vectors are divided by.
         out_dtype: dtype of the normalized weights. Default: that of the weights.
@@ -104,7 +107,8 @@ def spectral_normalize(
             )
     scales, scale_tensor = _scales(scale, k)
     shapes = tuple(tuple(weight.shape) for weight in weights)
-    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), float(eps))
+    bounds = _bounds(bound, k)
+    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), float(eps), bounds)
     views = plan.flat_views
     for name, given, sizes in (
         ("us", us, [view.rows for view in views]),
@@ -165,6 +169,16 @@ def _check_kind(name: str, dtype: torch.dtype, weight_dtype: torch.dtype) -> Non
     if dtype.is_complex != weight_dtype.is_complex:
         kind = "complex" if weight_dtype.is_complex else "real"
         raise TypeError(f"expected {name} to be {kind} as the weights are, got {dtype}")
+
+
+def _bounds(bound: float | None | Sequence[float | None], k: int) -> tuple[float, ...]:
+    each = [bound] * k if bound is None or isinstance(bound, (int, float)) else list(bound)
+    if len(each) != k:
+        raise ValueError(f"expected bound to have {k} entries, got {len(each)}")
+    for value in each:
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"expected bound to be positive and finite, got {value}")
+    return tuple(float(value or 0.0) for value in each)
 
 
 def _scales(scale: float | Tensor | Sequence[float], k: int) -> tuple[list[float], Tensor | None]:

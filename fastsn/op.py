@@ -12,6 +12,7 @@ Layout of the arguments, for ``k`` weights with one view (unfolding) each, or tw
 * ``us``, ``vs``: one entry per view, in order: ``[rows]`` and ``[cols]`` of the unfolding;
 * ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.plan`;
 * ``scales``: ``k`` floats, used where ``scale_tensor`` (``[k]``) is None;
+* ``bounds``: ``k`` floats, of soft norms, and 0 for hard ones;
 * results: ``weights_sn`` like the weights (in ``out_dtype``), ``sigmas`` ``[k]``, ``vectors`` (per
   view u, then v, flat), ``view_stats`` ``[views, 2]`` with each view's sigma and the factor alpha
   of its part in d sigma.
@@ -36,14 +37,14 @@ __all__ = ["Numbers", "gradients", "library", "normalize", "part_of"]
 library: Any = torch.library.Library("fastsn", "DEF")
 library.define(
     "spectral_normalize(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] kinds, "
-    "float[] scales, Tensor? scale_tensor, int n_power_iterations, float eps, "
+    "float[] scales, float[] bounds, Tensor? scale_tensor, int n_power_iterations, float eps, "
     "ScalarType? out_dtype, str backend) "
     "-> (Tensor[] weights_sn, Tensor sigmas, Tensor vectors, Tensor view_stats)"
 )
 library.define(
     "spectral_normalize_backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, "
     "Tensor sigmas, Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "
-    "Tensor? scale_tensor, ScalarType grad_dtype, str backend) "
+    "float[] bounds, Tensor? scale_tensor, ScalarType grad_dtype, str backend) "
     "-> (Tensor[] grad_weights, Tensor grad_scales)"
 )
 
@@ -237,8 +238,8 @@ def _traced(
     backend: str,
 ) -> Any:  # fmt: skip
     return torch.ops.fastsn.spectral_normalize(
-        weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor, n, plan.eps, out_dtype,
-        backend,
+        weights, us, vs, plan.dims, plan.kinds, plan.scales, plan.bounds, scale_tensor, n, plan.eps,
+        out_dtype, backend,
     )  # fmt: skip
 
 
@@ -248,21 +249,23 @@ def _traced_backward(
 ) -> Any:  # fmt: skip
     return torch.ops.fastsn.spectral_normalize_backward(
         grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims, plan.kinds,
-        plan.scales, scale_tensor, dtype, backend,
+        plan.scales, plan.bounds, scale_tensor, dtype, backend,
     )  # fmt: skip
 
 
-def _plan(weights: Sequence[Tensor], dims: Any, kinds: Any, scales: Any, eps: float = 0.0) -> Plan:
+def _plan(
+    weights: Sequence[Tensor], dims: Any, kinds: Any, scales: Any, bounds: Any, eps: float = 0.0
+) -> Plan:
     shapes = tuple(tuple(weight.shape) for weight in weights)
-    return plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), eps)
+    return plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), eps, tuple(bounds))
 
 
 def _forward_op(kernel: Any) -> Any:
     def run(
-        weights: Any, us: Any, vs: Any, dims: Any, kinds: Any, scales: Any, scale_tensor: Any,
-        n: int, eps: float, out_dtype: Any, backend: str,
+        weights: Any, us: Any, vs: Any, dims: Any, kinds: Any, scales: Any, bounds: Any,
+        scale_tensor: Any, n: int, eps: float, out_dtype: Any, backend: str,
     ) -> Any:  # fmt: skip
-        plan = _plan(weights, dims, kinds, scales, eps)
+        plan = _plan(weights, dims, kinds, scales, bounds, eps)
         return kernel(plan, weights, us, vs, scale_tensor, n, out_dtype, backend)
 
     return run
@@ -271,9 +274,10 @@ def _forward_op(kernel: Any) -> Any:
 def _backward_op(kernel: Any) -> Any:
     def run(
         grads: Any, grad_sigmas: Any, weights_sn: Any, sigmas: Any, vectors: Any, view_stats: Any,
-        dims: Any, kinds: Any, scales: Any, scale_tensor: Any, dtype: Any, backend: str,
+        dims: Any, kinds: Any, scales: Any, bounds: Any, scale_tensor: Any, dtype: Any,
+        backend: str,
     ) -> Any:  # fmt: skip
-        plan = _plan(weights_sn, dims, kinds, scales)
+        plan = _plan(weights_sn, dims, kinds, scales, bounds)
         return kernel(
             plan, grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, scale_tensor, dtype,
             backend,
@@ -283,12 +287,12 @@ def _backward_op(kernel: Any) -> Any:
 
 
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    weights, us, _, dims, kinds, scales, scale_tensor, *_, backend = inputs
+    weights, us, _, dims, kinds, scales, bounds, scale_tensor, *_, backend = inputs
     weights_sn, sigmas, vectors, view_stats = output
     ctx.mark_non_differentiable(vectors, view_stats)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(sigmas, vectors, view_stats, scale_tensor, *weights_sn)
-    ctx.plan = _plan(weights, dims, kinds, scales)
+    ctx.plan = _plan(weights, dims, kinds, scales, bounds)
     ctx.options = weights[0].dtype, backend, [weight.requires_grad for weight in weights]
     ctx.n_views = len(us)
 
@@ -302,7 +306,8 @@ def _forward_gradient(
         ctx.plan, grads, grad_sigmas, numbers, scale_tensor, *ctx.options
     )
     nothing = [None] * ctx.n_views
-    return grad_weights, nothing, nothing, None, None, None, grad_scale, None, None, None, None
+    rest = None, None, None, None
+    return grad_weights, nothing, nothing, None, None, None, None, grad_scale, *rest
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -344,7 +349,7 @@ def _backward_gradient(
             torch.autograd.grad(outputs, wanted, pulls, create_graph=again, allow_unused=True)
         )
     g, sigma, scale, *rest = [None if tensor is None else next(found) for tensor in given]
-    return rest[:k], g, rest[k:], sigma, None, None, None, None, None, scale, None, None
+    return rest[:k], g, rest[k:], sigma, None, None, None, None, None, None, scale, None, None
 
 
 def _register(name: str, wrap: Any, kernel: Any, fake: Any, context: Any, gradient: Any) -> None:

@@ -31,7 +31,9 @@ _VECTOR_NAMES = (("_u", "_v"), ("_u_in", "_v_in"))
 _ROUNDS, _STILL = 40, 1e-5
 
 #: Attributes that plans are made of.
-_SETTINGS = frozenset({"dim", "eps", "kind", "n_power_iterations", "scale", "shape", "update"})
+_SETTINGS = frozenset(
+    {"bound", "dim", "eps", "kind", "n_power_iterations", "scale", "shape", "update"}
+)
 
 
 class SpectralNorm(nn.Module):
@@ -47,6 +49,7 @@ class SpectralNorm(nn.Module):
         n_power_iterations: iterations per training forward.
         eps: lower bound of the norms the vectors are divided by.
         update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.
+        bound: of a soft norm, ``W / max(1, sigma / bound)``; None for a hard one.
         scale: float, or a 0-d tensor that may need gradients.
         learns_sigma: its scale is a parameter of its own that began at sigma (``scale="sigma"``).
         state: what belongs to this process alone; copies and pickles begin with a new one.
@@ -60,6 +63,8 @@ class SpectralNorm(nn.Module):
     n_power_iterations: int
     eps: float
     update: str
+    bound: float | None = None  # here for norms from pickles of before
+    learns_sigma: bool = False
     scale: float | Tensor
     state: State
 
@@ -73,12 +78,13 @@ class SpectralNorm(nn.Module):
         kind: int = SN,
         scale: float | Tensor | str = 1.0,
         update: str = "forward",
+        bound: float | None = None,
         vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Draws the vectors and warms them up, unless they are given, by buffer name."""
         super().__init__()
         self.dim = normalize_dim(dim, weight.ndim)  # first, as in torch
-        check_options(n_power_iterations, eps, scale, update)
+        check_options(n_power_iterations, eps, scale, update, bound)
         if kind == BSN and weight.ndim > 2 and self.dim > 1:
             raise ValueError(
                 f"Expected dim to be 0 or 1 for a bidirectional norm, but got dim={self.dim}"
@@ -88,6 +94,7 @@ class SpectralNorm(nn.Module):
         self.n_power_iterations = n_power_iterations
         self.eps = eps
         self.update = update
+        self.bound = None if bound is None else float(bound)
         self.learns_sigma = isinstance(scale, str)
         _hold_scale(self, 1.0 if isinstance(scale, str) else scale)
         self.state = State(self)
@@ -220,9 +227,9 @@ class SpectralNorm(nn.Module):
         name = {SN: "sn", BSN: "bsn", SN_V_FIRST: "sn, v first"}[self.kind]
         scale = "tensor" if isinstance(self.scale, Tensor) else f"{self.scale:g}"
         scale = "sigma" if self.learns_sigma else scale
-        return (
-            f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}, scale={scale}"
-        )
+        text = f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}"
+        text += f", scale={scale}"
+        return text if self.bound is None else f"{text}, bound={self.bound:g}"
 
 
 def spectral_norm(
@@ -234,6 +241,7 @@ def spectral_norm(
     *,
     bidirectional: bool = False,
     scale: float | Tensor | str = 1.0,
+    bound: float | None = None,
 ) -> nn.Module:
     r"""Normalizes one weight of a module by its spectral norm: a drop-in for torch's
     ``spectral_norm``.
@@ -262,6 +270,8 @@ def spectral_norm(
             the layer's parameters; the same one may serve several layers). ``"sigma"``: a parameter
             of the layer's own that begins at the weight's sigma, so that the layer computes at
             first what it did before (sigma-Reparam, Zhai et al. 2023).
+        bound: soft normalization, ``scale * W / max(1, sigma / bound)``: a weight whose sigma is
+            below the bound stays as it is (Gouk et al. 2018; SNGP, residual flows).
 
     Returns:
         ``module``, whose ``name`` is now a property; the parameter is
@@ -284,7 +294,7 @@ def spectral_norm(
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
         raise TypeError(f"expected dim to be an int or None, got {dim!r}")
     kind = BSN if bidirectional else SN
-    return register(module, name, n_power_iterations, eps, dim, kind=kind, scale=scale)
+    return register(module, name, n_power_iterations, eps, dim, kind=kind, scale=scale, bound=bound)
 
 
 def register(
@@ -297,11 +307,14 @@ def register(
     kind: int,
     scale: float | Tensor | str,
     update: str = "forward",
+    bound: float | None = None,
 ) -> nn.Module:
     """:func:`spectral_norm` with every option of :class:`SpectralNorm`."""
     weight = check_weight(module, name)
     dim = default_dim(module) if dim is None else dim
-    norm = SpectralNorm(weight, n_power_iterations, dim, eps, kind=kind, scale=scale, update=update)
+    norm = SpectralNorm(
+        weight, n_power_iterations, dim, eps, kind=kind, scale=scale, update=update, bound=bound
+    )
     # Registration reads the weight once to check its dtype; autocast would change it.
     with torch.autocast(weight.device.type, enabled=False):
         parametrize.register_parametrization(module, name, norm)

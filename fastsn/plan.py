@@ -61,6 +61,8 @@ class Plan:
     Attributes:
         shapes: of the weights.
         dims, kinds, scales: as in the op's schema; ``scales`` counts where no tensor is given.
+        bounds: of soft norms, 0 for hard ones: divided by ``max(1, sigma / bound)``.
+        needs: what a backend must have a kernel for beside the plain norm: ``"bound"``.
         views: the unfoldings of each weight.
         flat_views: those of all weights, in order.
         sizes: lengths of all vectors, per unfolding u, then v.
@@ -70,8 +72,8 @@ class Plan:
     """
 
     __slots__ = (
-        "_parts", "any_contiguous", "dims", "elements", "eps", "firsts", "flat_views", "kinds",
-        "scales", "shapes", "sizes", "views",
+        "_parts", "any_contiguous", "bounds", "dims", "elements", "eps", "firsts", "flat_views",
+        "kinds", "needs", "scales", "shapes", "sizes", "views",
     )  # fmt: skip
 
     def __init__(
@@ -81,8 +83,11 @@ class Plan:
         kinds: tuple[int, ...],
         scales: tuple[float, ...],
         eps: float,
+        bounds: tuple[float, ...] = (),
     ) -> None:
         self.shapes = shapes
+        self.bounds = list(bounds) or [0.0] * len(shapes)
+        self.needs = ("bound",) if any(self.bounds) else ()
         self.dims, self.kinds, self.scales = list(dims), list(kinds), list(scales)
         self.eps = eps
         self.any_contiguous = all(
@@ -114,6 +119,7 @@ class Plan:
                 tuple(self.kinds[i] for i in key),
                 tuple(self.scales[i] for i in key),
                 self.eps,
+                tuple(self.bounds[i] for i in key),
             )
         return self._parts[key]
 
@@ -129,14 +135,15 @@ def plan_of(
     kinds: tuple[int, ...],
     scales: tuple[float, ...],
     eps: float,
+    bounds: tuple[float, ...] = (),
 ) -> Plan:
     """The plan for such weights, made at the first call."""
     if torch.compiler.is_compiling():  # which sees through caches
-        return Plan(shapes, dims, kinds, scales, eps)
+        return Plan(shapes, dims, kinds, scales, eps, bounds)
     try:
-        return _plan_of(shapes, dims, kinds, scales, eps)
+        return _plan_of(shapes, dims, kinds, scales, eps, bounds)
     except TypeError:  # symbolic sizes, which have no hash
-        return Plan(shapes, dims, kinds, scales, eps)
+        return Plan(shapes, dims, kinds, scales, eps, bounds)
 
 
 _plan_of = lru_cache(maxsize=4096)(Plan)

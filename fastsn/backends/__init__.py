@@ -21,6 +21,7 @@ from fastsn.backends import batched, native, reference, trust
 from fastsn.backends.triton import launch as triton_backend
 
 __all__ = [
+    "OPTIONS",
     "ORDER",
     "Backend",
     "explain",
@@ -47,6 +48,8 @@ class Backend:
     stores_vectors: bool = False
     #: Where ``auto`` has it tested first: "here", or in a "child" as it could hang; "" for nowhere.
     trial: str = ""
+    #: What it has kernels for beside the plain norm (:attr:`fastsn.plan.Plan.needs`).
+    options: frozenset[str] = frozenset()
 
 
 BACKENDS = {
@@ -83,6 +86,7 @@ BACKENDS = {
             batched.backward,
             batched.unsupported_reasons,
             any_layout=True,
+            options=frozenset({"bound"}),
         ),
         Backend(
             "reference",
@@ -90,9 +94,13 @@ BACKENDS = {
             reference.backward,
             reference.unsupported_reasons,
             any_layout=True,
+            options=frozenset({"bound"}),
         ),
     )
 }
+
+#: Options of the norm that not every backend has kernels for.
+OPTIONS = ("bound",)
 
 #: Order in which ``auto`` tries the backends.
 ORDER = tuple(BACKENDS)
@@ -155,8 +163,12 @@ def select_backend(
     dtype: torch.dtype,
     out_dtype: torch.dtype | None,
     elements: int = 0,
+    needs: tuple[str, ...] = (),
 ) -> Backend:
     """The backend that serves weights of ``dtype`` on ``device``, ``elements`` in all.
+
+    Args:
+        needs: options that it must have kernels for (:attr:`fastsn.plan.Plan.needs`).
 
     Raises:
         ValueError: FASTSN_BACKEND names no backend.
@@ -164,10 +176,10 @@ def select_backend(
     """
     requested = _resolve(requested)
     trusted = trust.NOBODY
-    if requested == "auto" and device.type in trust.DEVICES:
+    if requested == "auto" and device.type in trust.DEVICES and not needs:
         on_trial = (backend for backend in BACKENDS.values() if backend.trial)
         trusted = trust.verdict(device, dtype, elements, on_trial)
-    return _select(requested, device, dtype, out_dtype, trusted)
+    return _select(requested, device, dtype, out_dtype, trusted, needs)
 
 
 def _resolve(requested: str) -> str:
@@ -185,6 +197,7 @@ def _select(
     dtype: torch.dtype,
     out_dtype: torch.dtype | None,
     trusted: trust.Verdict,
+    needs: tuple[str, ...],
 ) -> Backend:
     names: tuple[str, ...] = (requested,)
     if requested == "auto":
@@ -193,6 +206,7 @@ def _select(
     for name in names:
         backend = BACKENDS[name]
         reasons = list(backend.unsupported_reasons(device, dtype, out_dtype))
+        reasons += _missing(backend, needs)
         if requested == "auto" and not reasons and backend.trial and name not in trusted.order:
             untested = f"it was not tested: auto takes it on {', '.join(trust.DEVICES)} only"
             reasons = [dict(trusted.reasons).get(name, untested)]
@@ -203,6 +217,10 @@ def _select(
         f"fastsn: backend {requested!r} cannot normalize {dtype} weights on {device}:\n"
         + "\n".join(refusals)
     )
+
+
+def _missing(backend: Backend, needs: tuple[str, ...]) -> list[str]:
+    return [f"it has no kernel for {need}=" for need in needs if need not in backend.options]
 
 
 def forget_choices() -> None:
@@ -230,8 +248,15 @@ def passes_over(
     return True
 
 
-def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
-    """Reasons against each backend for such weights; an empty list means it can be used."""
+def explain(
+    device: torch.device, dtype: torch.dtype = torch.float32, needs: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
+    """Reasons against each backend for such weights; an empty list means it can be used.
+
+    Args:
+        needs: options of the norm, ``"bound"`` for soft ones.
+    """
     return {
-        name: backend.unsupported_reasons(device, dtype, None) for name, backend in BACKENDS.items()
+        name: [*backend.unsupported_reasons(device, dtype, None), *_missing(backend, needs)]
+        for name, backend in BACKENDS.items()
     }

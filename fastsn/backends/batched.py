@@ -80,7 +80,10 @@ def forward(
     stats[:, 1] = _times(inverse, coefficients)
     sigmas = _per_weight(plan, _times(stats[:, 0], coefficients))
     sigmas = sigmas.sum(1) if sigmas.ndim == 2 else sigmas.clone()
-    divisors = _divide(sigmas, plan.scales, scale_tensor).masked_fill(sigmas == 0, inf)
+    bases = _bases(plan, sigmas)
+    divisors = _divide(bases, plan.scales, scale_tensor)
+    if not all(plan.bounds):
+        divisors = divisors.masked_fill(bases == 0, inf)
     results = [
         torch.div(each, divisor, out=torch.empty_like(weight, dtype=out_dtype))
         for weight, each, divisor in zip(weights, wide, divisors.unbind(), strict=True)
@@ -201,6 +204,42 @@ def _times(values: Tensor, factors: Sequence[float]) -> Tensor:
     return torch.stack(torch._foreach_mul(list(values.unbind()), list(factors)))
 
 
+def _bases(plan: Plan, sigmas: Tensor) -> Tensor:
+    """What the weights are divided by but for their scales: sigma, or of soft norms ``t``."""
+    if not any(plan.bounds):
+        return sigmas
+    if all(bound == plan.bounds[0] for bound in plan.bounds):
+        return (sigmas / plan.bounds[0]).clamp_min(1)
+    return torch.stack(
+        [
+            (sigma / bound).clamp_min(1) if bound else sigma
+            for sigma, bound in zip(sigmas.unbind(), plan.bounds, strict=True)
+        ]
+    )
+
+
+def _pulls(
+    plan: Plan, products: Tensor, sigmas: Tensor, bases: Tensor, grad_sigmas: Tensor | None
+) -> Tensor:
+    """The factors of ``S`` in the gradients."""
+    inverse = _reciprocal(sigmas)
+    if any(plan.bounds):
+        # t is exactly 1 below the bound, and at it; there only the ratio itself can tell.
+        binding = [
+            ~(sigma / bound < 1) if bound else torch.ones_like(sigma, dtype=torch.bool)
+            for sigma, bound in zip(sigmas.unbind(), plan.bounds, strict=True)
+        ]
+        # A hard norm of sigma 0 gives no gradients, not even through sigma.
+        live = [1.0 if bound else 0.0 for bound in plan.bounds]
+        pulls = torch.where(torch.stack(binding), products * inverse, 0)
+        if grad_sigmas is None:
+            return pulls
+        through = torch.where(sigmas == 0, _times(torch.ones_like(sigmas), live), 1)
+        return pulls - grad_sigmas * through
+    pulls = products if grad_sigmas is None else products - grad_sigmas * sigmas
+    return pulls * inverse
+
+
 def _divide(values: Tensor, scales: Sequence[float], scale_tensor: Tensor | None) -> Tensor:
     if scale_tensor is not None:
         return values / scale_tensor.to(values.dtype)
@@ -227,9 +266,9 @@ def backward(
     products = torch.empty_like(sigmas)
     for grad, weight_sn, place in zip(wide, weights_sn, products.unbind(), strict=True):
         _inner(grad, weight_sn.to(accumulate), place)
-    inverse = _reciprocal(sigmas)
-    pulls = products if grad_sigmas is None else products - grad_sigmas * sigmas
-    pulls = pulls * inverse
+    bases = _bases(plan, sigmas)
+    inverse = _reciprocal(bases)
+    pulls = _pulls(plan, products, sigmas, bases, grad_sigmas)
     if scale_tensor is None:
         factors = _times(inverse, plan.scales)
         grad_scales = _times(products, [1 / scale if scale else 0.0 for scale in plan.scales])

@@ -31,7 +31,9 @@ def forward(
     See :mod:`fastsn.op` for the arguments and results.
     """
     first = weights[0]
-    chosen = select_backend(backend, first.device, first.dtype, out_dtype, plan.elements)
+    chosen = select_backend(
+        backend, first.device, first.dtype, out_dtype, plan.elements, plan.needs
+    )
     if chosen.any_layout:
         _check_vectors(plan, first.device, us, vs)
         laid_out, used_plan = weights, plan
@@ -86,7 +88,7 @@ def backward(
 ) -> tuple[list[Tensor], Tensor]:
     """The backward op's kernel; see :mod:`fastsn.op` for the arguments and results."""
     asked = sigmas.device, grad_dtype
-    chosen = select_backend(backend, *asked, weights_sn[0].dtype, plan.elements)
+    chosen = select_backend(backend, *asked, weights_sn[0].dtype, plan.elements, plan.needs)
     given = grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, scale_tensor
     laid_out, used_plan = weights_sn, plan
     if not chosen.any_layout:
@@ -133,7 +135,9 @@ def _native_layouts(plan: Plan, weights: Sequence[Tensor]) -> tuple[Sequence[Ten
         laid_out[i] = weight.contiguous()
     if dims != plan.dims:
         shapes = tuple(tuple(weight.shape) for weight in laid_out)
-        plan = plan_of(shapes, tuple(dims), tuple(plan.kinds), tuple(plan.scales), plan.eps)
+        plan = plan_of(
+            shapes, tuple(dims), tuple(plan.kinds), tuple(plan.scales), plan.eps, tuple(plan.bounds)
+        )
     return laid_out, plan
 
 

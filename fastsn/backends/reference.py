@@ -28,8 +28,17 @@ gives
 so backward needs ``W_sn``, the vectors and ``sigma``, never ``W`` itself: a weight may change in
 between.
 
+**Soft norms.** With a bound ``b`` a weight is divided by ``t = max(1, sigma / b)`` instead of
+``sigma`` (Gouk et al. 2018; SNGP, residual flows): one below its bound stays as it is. Then
+
+    W_sn     = scale W / t
+    dL/dW    = (scale / t) G - ([sigma / b >= 1] c / sigma - g) S
+    dL/dscale = c / scale
+
+the boundary being that of ``torch.clamp``.
+
 **Degenerate cases.** Where a norm in the iteration is zero or not finite, the weight's vectors stay
-as they were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients.
+as they were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients; a soft norm has no such case.
 """
 
 from __future__ import annotations
@@ -92,7 +101,7 @@ def forward(
             vectors += [u, v]
             stats.append(torch.stack([view_sigma, _alpha(u, v, view.coefficient)]))
             sigma = sigma + view.coefficient * view_sigma
-        result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma))
+        result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma), plan.bounds[i])
         weights_sn.append(torch.empty_like(weight, dtype=out_dtype).copy_(result))
         sigmas.append(sigma)
     return weights_sn, torch.stack(sigmas), torch.cat(vectors), torch.stack(stats)
@@ -125,7 +134,7 @@ def differentiable(
         vectors += [vector for pair in pairs for vector in pair]
         stats += [torch.stack(both) for both in zip(view_sigmas, alphas, strict=True)]
         sigma = inner(direction, wide)
-        result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma))
+        result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma), plan.bounds[i])
         weights_sn.append(result.to(out_dtype or weight.dtype))
         sigmas.append(sigma)
     return weights_sn, torch.stack(sigmas), torch.cat(vectors), torch.stack(stats)
@@ -153,8 +162,10 @@ def _scale(plan: Plan, scale_tensor: Tensor | None, i: int, like: Tensor) -> Any
     return plan.scales[i] if scale_tensor is None else scale_tensor[i].to(like.dtype)
 
 
-def _scaled(wide: Tensor, sigma: Tensor, scale: Any) -> Tensor:
+def _scaled(wide: Tensor, sigma: Tensor, scale: Any, bound: float) -> Tensor:
     """``scale W / sigma``; 0 for sigma 0, but not for non-finite elements, which stay visible."""
+    if bound:
+        return wide * scale / (sigma / bound).clamp_min(1)
     zero = sigma == 0
     factor = torch.where(zero, torch.zeros_like(sigma), scale)
     return wide * factor / torch.where(zero, torch.ones_like(sigma), sigma)
@@ -230,8 +241,14 @@ def gradients(
         )
         scale = _scale(plan, scale_tensor, i, sigma)
         product = inner(wide, weight_sn.to(vectors.dtype))
-        pull = product if grad_sigmas is None else product - grad_sigmas[i] * sigma
-        grad_weights.append((scale * wide - pull * direction) * reciprocal(sigma))
+        if bound := plan.bounds[i]:
+            ratio = sigma / bound
+            pull = product * _where_binding(ratio, sigma)
+            pull = pull if grad_sigmas is None else pull - grad_sigmas[i]
+            grad_weights.append(scale * wide / ratio.clamp_min(1) - pull * direction)
+        else:
+            pull = product if grad_sigmas is None else product - grad_sigmas[i] * sigma
+            grad_weights.append((scale * wide - pull * direction) * reciprocal(sigma))
         inverse = reciprocal(scale) if isinstance(scale, Tensor) else 1 / scale if scale else 0.0
         grad_scales.append(product * inverse)
     return grad_weights, torch.stack(grad_scales).to(sigmas.dtype)
@@ -249,7 +266,8 @@ def tangents(
 ) -> tuple[Tensor, ...]:
     """Forward-mode derivatives: those of the normalized weights, and of all sigmas.
 
-    ``dsigma = Re<S, dW>`` and ``dW_sn = (scale dW - W_sn dsigma) / sigma + W_sn dscale / scale``.
+    ``dsigma = Re<S, dW>`` and ``dW_sn = (scale dW - W_sn dsigma) / sigma + W_sn dscale / scale``;
+    of soft norms ``dW_sn = scale dW / t - [binds] W_sn dsigma / sigma + W_sn dscale / scale``.
     """
     results, sigma_dots = [], []
     pairs = plan.split(vectors)
@@ -264,7 +282,12 @@ def tangents(
                 [view_stats[j, 1] for j in own],
             )  # fmt: skip
             sigma_dot = inner(direction, dot.to(vectors.dtype))
-            result = (scale * dot.to(vectors.dtype) - wide * sigma_dot) * reciprocal(sigma)
+            if bound := plan.bounds[i]:
+                ratio = sigma / bound
+                result = scale * dot.to(vectors.dtype) / ratio.clamp_min(1)
+                result = result - wide * (sigma_dot * _where_binding(ratio, sigma))
+            else:
+                result = (scale * dot.to(vectors.dtype) - wide * sigma_dot) * reciprocal(sigma)
         if scale_dots is not None:
             result = result + wide * (scale_dots[i] * reciprocal(scale))
         results.append(result.to(weight_sn.dtype))
@@ -284,6 +307,12 @@ def sigma_gradient(
         for view, (u, v), alpha in zip(views, pairs, alphas, strict=True)
     ]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _where_binding(ratio: Tensor, sigma: Tensor) -> Tensor:
+    """``1 / sigma`` where a bound binds, as ``torch.clamp`` has it, else 0."""
+    binds = ~(ratio < 1)  # a sigma that is not a number binds: it shows in the gradients, too
+    return torch.where(binds, 1 / torch.where(binds, sigma, 1), 0)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

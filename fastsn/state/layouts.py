@@ -203,21 +203,30 @@ def _load_hook(
 
 
 def note_settings(norm: Any, destination: Any, prefix: str) -> None:
-    """Writes the method and scale of ``norm`` into the metadata of a state dict."""
+    """Writes the method, scale and bound of ``norm`` into the metadata of a state dict."""
     metadata = getattr(destination, "_metadata", None)
-    if metadata is not None and not isinstance(norm.scale, Tensor):
-        metadata.setdefault(prefix[:-1], {})["fastsn"] = {"kind": norm.kind, "scale": norm.scale}
+    if metadata is None or isinstance(norm.scale, Tensor) and norm.bound is None:
+        return
+    settings = {"kind": norm.kind, "scale": norm.scale}
+    if isinstance(norm.scale, Tensor):  # among the entries, if it is a parameter
+        del settings["scale"]
+    if norm.bound is not None:
+        settings["bound"] = norm.bound
+    metadata.setdefault(prefix[:-1], {})["fastsn"] = settings
 
 
 def _check_settings(state_dict: Any, stem: str, norm: Any) -> None:
     metadata = (getattr(state_dict, "_metadata", None) or {}).get(stem + "0") or {}
     given = metadata.get("fastsn")
-    if given is None or isinstance(norm.scale, Tensor):
+    if given is None:
         return
-    theirs, ours = (_method(kind, scale) for kind, scale in
-                    ((given["kind"], given["scale"]), (norm.kind, norm.scale)))  # fmt: skip
-    # The second pair of vectors warms up on the weight; a scale or a kind cannot be made up.
-    if given["scale"] != norm.scale or (given["kind"] == BSN and norm.kind != BSN):
+    wrong = given.get("bound") != norm.bound
+    if "scale" in given and not isinstance(norm.scale, Tensor):
+        # The second pair of vectors warms up on the weight; a scale or a kind cannot be made up.
+        wrong |= given["scale"] != norm.scale or (given["kind"] == BSN and norm.kind != BSN)
+    if wrong:
+        ours = _method(norm.kind, norm.scale, norm.bound)
+        theirs = _method(given["kind"], given.get("scale"), given.get("bound"))
         raise RuntimeError(
             f"fastsn: expected a state dict of {ours} for '{stem[:-1]}', got one of {theirs}: "
             "normalize the model as the file's was, or load dict(state_dict), which does not say. "
@@ -225,9 +234,11 @@ def _check_settings(state_dict: Any, stem: str, norm: Any) -> None:
         )
 
 
-def _method(kind: int, scale: float) -> str:
+def _method(kind: int, scale: Any, bound: float | None) -> str:
     name = "bsn" if kind == BSN else "sn"
-    return name if scale == 1 else f"{name.replace('s', 'ss', 1)} with scale {scale:g}"
+    if isinstance(scale, float) and scale != 1:
+        name = f"{name.replace('s', 'ss', 1)} with scale {scale:g}"
+    return name if bound is None else f"{name} with bound {bound:g}"
 
 
 def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Checks of the ops' arguments, and their results' memory. Messages name the argument and its
-// index.
+// Checks of the ops' arguments, and their results' memory, for both extensions. Messages name the
+// argument and its index.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,8 +12,8 @@
 #include <ostream>
 #include <vector>
 
-#include "../problem.h"
-#include "table.h"
+#include "dtype.h"
+#include "problem.h"
 
 namespace fastsn {
 
@@ -40,8 +40,10 @@ struct Weights {
   DType dtype;
   int32_t device_type;
   int32_t device;
+  bool is_cpu;
   std::vector<Views> views;
   size_t view_count = 0;
+  int64_t vector_elements = 0;  // of all u and v
   const void* scale_tensor = nullptr;
   DType scale_dtype = kFloat32;
 
@@ -54,14 +56,18 @@ struct Weights {
   void check_vector(const Tensor& tensor, Name name, int64_t size) const;
   void check_device(const Tensor& tensor, Name name) const;
 
-  // Uninitialized; with sizes and strides of `like`, or dense.
-  Tensor new_like(const Tensor& like, DType dtype) const;
+  // Uninitialized, with sizes and strides of `like`: made in the next vector of `memory`, of which
+  // `used` are used, where that has as many elements, else with memory of its own.
+  Tensor new_like(const Tensor& like, DType dtype, const std::vector<Tensor>& memory,
+                  size_t& used) const;
+  // Dense and uninitialized.
   Tensor new_tensor(std::initializer_list<int64_t> sizes, DType dtype) const;
 };
 
-[[noreturn]] void refuse_size(Name name);
+// Gradients have sizes, strides and dtype of the normalized weights.
+void check_grads(const Weights& settings, const std::vector<Tensor>& grads,
+                 const std::vector<Tensor>& weights_sn);
 
-// Sizes, and strides where they matter.
-bool same_strides(const Tensor& a, const Tensor& b);
+[[noreturn]] void refuse_size(Name name);
 
 }  // namespace fastsn

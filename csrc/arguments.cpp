@@ -35,6 +35,20 @@ int32_t aoti_dtype(DType dtype) {
   }
 }
 
+// Sizes, and strides where they matter.
+bool same_strides(const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes();
+  const auto other_sizes = b.sizes();
+  if (sizes.size() != other_sizes.size()) return false;
+  const auto strides = a.strides();
+  const auto other_strides = b.strides();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != other_sizes[d]) return false;
+    if (sizes[d] > 1 && strides[d] != other_strides[d]) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::ostream& operator<<(std::ostream& out, Name name) {
@@ -83,6 +97,7 @@ Weights::Weights(const std::vector<Tensor>& weights, const char* name,
   dtype = to_dtype(type, {name, 0});
   device_type = device_type_of(weights[0]);
   device = weights[0].get_device_index();
+  is_cpu = device_type == aoti_torch_device_type_cpu();
   if (scales_on_device.has_value()) {
     check_vector(*scales_on_device, {"scale_tensor"}, static_cast<int64_t>(k));
     scale_tensor = scales_on_device->const_data_ptr();
@@ -117,13 +132,18 @@ Weights::Weights(const std::vector<Tensor>& weights, const char* name,
                     to_string(sizes), " and strides ", to_string(weight.strides()), " for dim ",
                     dims[i], " and kind ", kinds[i]);
     view_count += views[i].count;
+    for (int d = 0; d < views[i].count; ++d) {
+      vector_elements += views[i].view[d].rows + views[i].view[d].cols();
+    }
   }
 }
 
 void Weights::check_device(const Tensor& tensor, Name name) const {
-  STD_TORCH_CHECK(device_type_of(tensor) == device_type && tensor.get_device_index() == device,
-                  "fastsn: expected ", name, " to be on the device of the first weight, index ",
-                  device, ", got another");
+  // The CPU is one device, whatever its index.
+  STD_TORCH_CHECK(
+      device_type_of(tensor) == device_type && (is_cpu || tensor.get_device_index() == device),
+      "fastsn: expected ", name, " to be on the device of the first weight, index ", device,
+      ", got another");
 }
 
 void Weights::check_vector(const Tensor& tensor, Name name, int64_t size) const {
@@ -134,13 +154,26 @@ void Weights::check_vector(const Tensor& tensor, Name name, int64_t size) const 
                   " to be contiguous, got strides ", to_string(tensor.strides()));
 }
 
-// Through the C function and not the dispatcher: an eager user waits for every allocation.
-Tensor Weights::new_like(const Tensor& like, DType dtype) const {
+// Through the C functions and not the dispatcher: an eager user waits for every allocation.
+Tensor Weights::new_like(const Tensor& like, DType dtype, const std::vector<Tensor>& memory,
+                         size_t& used) const {
   const auto sizes = like.sizes();
+  const auto rank = static_cast<int64_t>(sizes.size());
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), like.strides().data(), aoti_dtype(dtype),
-      device_type, device, &handle));
+  if (used < memory.size() && memory[used].numel() == like.numel()) {
+    const Tensor& own = memory[used];
+    const Name name{"memory", static_cast<int64_t>(used++)};
+    check_vector(own, name, like.numel());
+    STD_TORCH_CHECK(to_dtype(own.scalar_type(), name) == dtype, "fastsn: expected ", name,
+                    " to be of the results' dtype, got ",
+                    torch::headeronly::toString(own.scalar_type()));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+        own.get(), rank, sizes.data(), like.strides().data(), 0, &handle));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.data(),
+                                                           like.strides().data(), aoti_dtype(dtype),
+                                                           device_type, device, &handle));
+  }
   return Tensor(handle);
 }
 
@@ -154,22 +187,23 @@ Tensor Weights::new_tensor(std::initializer_list<int64_t> sizes, DType dtype) co
   return Tensor(handle);
 }
 
+void check_grads(const Weights& settings, const std::vector<Tensor>& grads,
+                 const std::vector<Tensor>& weights_sn) {
+  check_length("grads", grads.size(), weights_sn.size());
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const auto own = static_cast<int64_t>(i);
+    settings.check_device(grads[i], {"grads", own});
+    STD_TORCH_CHECK(grads[i].scalar_type() == weights_sn[i].scalar_type() &&
+                        same_strides(grads[i], weights_sn[i]),
+                    "fastsn: expected ", Name{"grads", own},
+                    " to have the sizes, strides and dtype of ", Name{"weights_sn", own},
+                    ", got others");
+  }
+}
+
 void refuse_size(Name name) {
   STD_TORCH_CHECK(false, "fastsn: expected ", name,
                   " to have from 1 to 2^31 - 1 elements, got another number");
-}
-
-bool same_strides(const Tensor& a, const Tensor& b) {
-  const auto sizes = a.sizes();
-  const auto other_sizes = b.sizes();
-  if (sizes.size() != other_sizes.size()) return false;
-  const auto strides = a.strides();
-  const auto other_strides = b.strides();
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    if (sizes[d] != other_sizes[d]) return false;
-    if (sizes[d] > 1 && strides[d] != other_strides[d]) return false;
-  }
-  return true;
 }
 
 }  // namespace fastsn

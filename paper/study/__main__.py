@@ -10,15 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastsn.gan.run.checkpoint import replace_file
+from fastsn.gan.run.jsonl import to_line
 from fastsn.gan.sweep import Job, run_jobs
 from fastsn.gan.sweep.state import SETTLED, state_of
 from paper.records import read_records
 from paper.study.plan import lot, runs, seeds
 from paper.study.power import power_page
+from paper.study.records import SECOND, line_of, read_entries, record, write_entries
+from paper.study.report import RECORDS, REPEATED, write_report
 
 __all__ = ["main"]
 
-PILOT = Path("paper/results/small/runs")
+PILOT, RESULTS = Path("paper/results/small/runs"), Path("paper/results/study")
 #: Claims of the primary family.
 PRIMARY = 4
 
@@ -30,14 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in (
         ("list", "every run in its order, and what has become of it"),
         ("run", "trains what is not done; killed, it goes on by the same command"),
+        ("record", "keeps what has ended, measured by the second classifier as well"),
+        ("repeat", "trains the runs of the lot again, and compares their records"),
+        ("report", "tables, tests, controls and figures, from the records alone"),
     ):
         one = commands.add_parser(name, help=text)
         one.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
+        one.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+        one.add_argument("--second", type=Path, default=SECOND, help="the classifier's weights")
         one.add_argument("--seeds", type=int, default=seeds(), help="how many seeds")
     commands.add_parser("lot", help="the two runs that are trained twice")
     commands.add_parser("power", help="what differences the pilot's spread lets a test find")
     options = parser.parse_args(argv)
-    return {"list": _list, "run": _run, "lot": _lot, "power": _power}[options.command](options)
+    return COMMANDS[options.command](options)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -60,6 +69,43 @@ def _run(options: argparse.Namespace) -> int:
     return int(any(row["status"] not in SETTLED for row in rows))
 
 
+def _record(options: argparse.Namespace) -> int:
+    path = options.out / RECORDS
+    known = {entry.name: entry for entry in read_entries(path)}
+    for run in runs(options.seeds):
+        name = run.config.run_name()
+        if name in known and known[name].steps == run.config.train.steps:
+            continue
+        entry = record(run, options.runs, options.second)
+        if entry is not None:
+            known[name] = entry
+            write_entries(known.values(), path)
+            sys.stdout.write(f"{name}\n")
+    return 0
+
+
+def _repeat(options: argparse.Namespace) -> int:
+    """The two runs in a folder of their own; what they give must be what is recorded."""
+    folder = options.runs.with_name(f"{options.runs.name}-again")
+    run_jobs([Job(run.config) for run in lot()], folder)
+    recorded = {entry.name: entry for entry in read_entries(options.out / RECORDS)}
+    rows = []
+    for run in lot():
+        name = run.config.run_name()
+        again = record(run, folder, options.second)
+        if again is None or name not in recorded:
+            sys.stderr.write(f"paper.study: {name}: expected a recorded run, and it again\n")
+            return 1
+        rows.append({"run": name, "equal": line_of(again) == line_of(recorded[name])})
+    replace_file(options.out / REPEATED, "".join(map(to_line, rows)).encode())
+    return int(not all(row["equal"] for row in rows))
+
+
+def _report(options: argparse.Namespace) -> int:
+    sys.stdout.write(f"{write_report(options.out, options.seeds)}\n")
+    return 0
+
+
 def _lot(options: argparse.Namespace) -> int:
     sys.stdout.write("".join(f"{run.config.run_name()}\n" for run in lot()))
     return 0
@@ -69,6 +115,16 @@ def _power(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{power_page(read_records(PILOT), PRIMARY)}\n")
     return 0
 
+
+COMMANDS = {
+    "list": _list,
+    "run": _run,
+    "record": _record,
+    "repeat": _repeat,
+    "report": _report,
+    "lot": _lot,
+    "power": _power,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from paper.__main__ import main
+from paper.theory import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "paper/results"
@@ -53,6 +54,19 @@ def test_page_and_claims(drawn: Path) -> None:
     assert mine.count("**supported**") + mine.count("**check holds**") > 5
     pictures = {path.name for path in (RESULTS / "small/figures").glob("*.png")}
     assert {name for name in pictures if f"](figures/{name})" in mine} == pictures
+
+
+@pytest.mark.slow
+def test_page_of_the_full_theory_checks(tmp_path: Path) -> None:
+    """They are recorded at full size as well, without any run."""
+    shutil.copytree(RESULTS / "full/theory", tmp_path / "full/theory")
+    assert {path.name.split(".")[0] for path in (tmp_path / "full/theory").iterdir()} == {*CHECKS}
+    where = [f"--out={tmp_path}", f"--runs={tmp_path / 'none'}"]
+    assert main(["draw", *CHECKS, "--size=full", *where]) == 0
+    mine, new = ((root / "full/README.md").read_text() for root in (RESULTS, tmp_path))
+    assert mine == new and mine.count("**check holds**") > 5
+    for name in CHECKS:
+        assert (RESULTS / f"full/figures/{name}.png").is_file()
 
 
 def test_results_are_small_and_have_one_picture_format() -> None:

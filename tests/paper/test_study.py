@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -113,6 +114,17 @@ def test_plan_is_the_protocols() -> None:
         assert config.norm.update == ("forward" if forward else "step")
         scale = run.arm.rpartition(" ")[2]
         assert config.norm.scale == (float(scale) if scale[0].isdigit() else 1.0)
+
+
+def test_plan_has_not_changed_since_the_protocol() -> None:
+    """Another option anywhere would be another run than those that were begun."""
+    names = " ".join(run.config.run_name() for run in runs(SEEDS))
+    digest = hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+    assert digest == "847876c26e80584b"
+    assert [run.config.run_name() for run in lot()] == [
+        "fashion_mini-sn_conv-seed0-b2cbd2a5",
+        "fashion_mini-ssn-seed0-3be5f438",
+    ]
 
 
 def test_choice_is_among_runs_that_there_are() -> None:

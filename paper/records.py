@@ -30,6 +30,7 @@ __all__ = [
     "at_moment",
     "diverged",
     "ending",
+    "few_samples",
     "layer_values",
     "pick",
     "read_record",
@@ -140,7 +141,7 @@ def record_run(run: Path, out: Path, *, samples: bool = True) -> Path:
         lines += [[table, *(_short(row.get(column)) for column in columns[table])] for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     if samples and files.last_samples is not None:
-        replace_file(out / f"{name}.png", _few_samples(files))
+        replace_file(out / f"{name}.png", few_samples(files))
     path = out / f"{name}{SUFFIX}"
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     replace_file(path, gzip.compress(text.encode(), mtime=0))
@@ -174,7 +175,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _few_samples(files: RunFiles) -> bytes:
+def few_samples(files: RunFiles) -> bytes:
+    """The first rows of a run's last samples, as PNG; it must have some."""
     from PIL import Image
 
     with Image.open(str(files.last_samples)) as picture:

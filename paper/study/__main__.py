@@ -10,15 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastsn.gan.report import read_run
 from fastsn.gan.run.checkpoint import replace_file
 from fastsn.gan.run.jsonl import to_line
 from fastsn.gan.sweep import Job, run_jobs
 from fastsn.gan.sweep.state import SETTLED, state_of
-from paper.records import read_records
+from paper.records import few_samples, read_records
 from paper.study.plan import lot, runs, seeds
 from paper.study.power import power_page
 from paper.study.records import SECOND, line_of, read_entries, record, write_entries
-from paper.study.report import RECORDS, REPEATED, write_report
+from paper.study.report import RECORDS, REPEATED, SAMPLED, SHOWN, write_report
 
 __all__ = ["main"]
 
@@ -80,6 +81,10 @@ def _record(options: argparse.Namespace) -> int:
         if entry is not None:
             known[name] = entry
             write_entries(known.values(), path)
+            if (run.setting, run.seed) == SAMPLED and run.arm in SHOWN:
+                files = read_run(options.runs / name)
+                (options.out / "samples").mkdir(exist_ok=True)
+                replace_file(options.out / "samples" / f"{run.arm}.png", few_samples(files))
             sys.stdout.write(f"{name}\n")
     return 0
 

@@ -21,9 +21,12 @@ from paper.study.evidence import END, SCALES, Evidence, whole_seeds
 from paper.study.plan import runs, seeds, titles
 from paper.study.records import Entry, read_entries
 
-__all__ = ["RECORDS", "REPEATED", "write_report"]
+__all__ = ["RECORDS", "REPEATED", "SAMPLED", "SHOWN", "write_report"]
 
 RECORDS, REPEATED = "runs.jsonl.gz", "repeated.jsonl"
+#: Setting, seed and arms whose last samples are shown.
+SAMPLED = ("A", 0)
+SHOWN = ("none", "SN", "BSN", "SN_Conv 1", "SN_Conv 1.75")
 
 
 def write_report(folder: Path, number_of_seeds: int) -> Path:
@@ -46,6 +49,11 @@ def write_report(folder: Path, number_of_seeds: int) -> Path:
         for setting, title in titles().items():
             parts += [f"## {setting}: {title}", markdown_table(_arms(evidence, setting))]
         parts += ["## Controls", _controls(evidence, folder)]
+    shown = [arm for arm in SHOWN if (folder / "samples" / f"{arm}.png").is_file()]
+    if shown:
+        parts.append("## Last samples of seed 0 in setting A")
+    for arm in shown:
+        parts += [f"{arm}:", f"![samples of {arm}](<samples/{arm}.png>)"]
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "README.md"
     replace_file(page, ("\n\n".join(parts) + "\n").encode())

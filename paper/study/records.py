@@ -7,6 +7,7 @@ checkpoints, and ``z`` is drawn anew from the same seeds.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -99,14 +100,15 @@ def record(run: Run, folder: Path, weights: Path = SECOND) -> Entry | None:
     end = ending(files)
     if end is None or (end["reason"] == "finished" and end["step"] < run.config.train.steps):
         return None
-    again = measure_again(run.config, files, weights)
+    diverged = end["reason"] == "diverged"
+    again = measure_again(run.config, files, weights, diverged=diverged)
     return Entry(
         run.setting,
         run.arm,
         run.seed,
         path.name,
         run.config.train.steps,
-        end["reason"] == "diverged",
+        diverged,
         _series(files.metrics, METRICS),
         _series(again, METRICS),
         {
@@ -117,10 +119,13 @@ def record(run: Run, folder: Path, weights: Path = SECOND) -> Entry | None:
     )
 
 
-def measure_again(config: Config, files: RunFiles, weights: Path) -> list[dict[str, Any]]:
+def measure_again(
+    config: Config, files: RunFiles, weights: Path, *, diverged: bool = False
+) -> list[dict[str, Any]]:
     """Rows as of ``metrics.jsonl``, by other weights of the classifier, kept in the run's folder.
 
-    At the first and the last three evaluations; of runs for late training at all of them.
+    At the first and the last three evaluations; of runs for late training at all of them. A run
+    that has diverged may lack the checkpoint of its last evaluation.
     """
     steps = [row["step"] for row in files.metrics]
     wanted = steps if config.train.steps > 15_000 else sorted({*steps[:1], *steps[-3:]})
@@ -128,21 +133,25 @@ def measure_again(config: Config, files: RunFiles, weights: Path) -> list[dict[s
     known: dict[int, dict[str, Any]] = {}
     evaluator: Evaluator | None = None
     device = torch.device("cpu")
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     for row in read_rows(files.path / ROWS, ("step", "protocol")):
-        known[row["step"]] = row
+        if row["protocol"]["extractor_sha256"] == sha256:
+            known[row["step"]] = row
     for step in wanted:
         if step in known:
             continue
         evaluator = evaluator or Evaluator(options, load(config.data), device)
         path = step_path(files.path / "checkpoints", step)
         if not path.exists():
+            if diverged:
+                continue
             raise RecordError(f"{path}: expected the checkpoint of an evaluation, got none")
         generator = load_source(path, device).generator
         row = evaluator.generator(generator, Rng(config.train.seed, device), step)
         known[step] = {"step": step, **row}
         lines = "".join(to_line(known[step]) for step in sorted(known))
         replace_file(files.path / ROWS, lines.encode())
-    return [known[step] for step in wanted]
+    return [known[step] for step in wanted if step in known]
 
 
 def _series(rows: Iterable[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Series]:

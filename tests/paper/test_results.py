@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from paper.__main__ import main
+from paper.study.__main__ import main as study
+from paper.study.report import RECORDS, REPEATED
 from paper.theory import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -67,6 +69,16 @@ def test_page_of_the_full_theory_checks(tmp_path: Path) -> None:
     assert mine == new and mine.count("**check holds**") > 5
     for name in CHECKS:
         assert (RESULTS / f"full/figures/{name}.png").is_file()
+
+
+@pytest.mark.slow
+def test_page_of_the_study(tmp_path: Path) -> None:
+    for path in (RESULTS / "study").iterdir():
+        if path.name in (RECORDS, REPEATED, "samples"):
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, tmp_path / path.name)
+    assert study(["report", f"--out={tmp_path}"]) == 0
+    mine, new = ((root / "README.md").read_text() for root in (RESULTS / "study", tmp_path))
+    assert mine == new and "runs are recorded" in mine
 
 
 def test_results_are_small_and_have_one_picture_format() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from fastsn.gan.config import from_dict
+from fastsn.gan.data.sets import ASSETS
 from fastsn.gan.loop.training import train
+from fastsn.gan.measure.features import load_extractor
+from fastsn.gan.run.jsonl import JsonLines
 from fastsn.gan.sweep import Job
 from fastsn.gan.sweep.jobs import distinct
 from paper.records import RecordError
@@ -325,20 +329,31 @@ def test_record_of_a_run(trained: tuple[Run, Path], tmp_path: Path) -> None:
 
 def test_second_distance_is_of_the_same_samples(trained: tuple[Run, Path], tmp_path: Path) -> None:
     """With the first classifier's weights it is the first distance."""
-    import shutil
-
-    from fastsn.gan.data.sets import ASSETS
-
     run, folder = trained
     shutil.copytree(folder, tmp_path / "copy")
-    (tmp_path / "copy" / run.config.run_name() / "second.jsonl").unlink(missing_ok=True)
+    record(run, tmp_path / "copy")  # rows of other weights are not taken for these
     found = record(run, tmp_path / "copy", ASSETS / "classifier.pt")
     assert found is not None and found.first == found.second
 
 
-def test_second_classifier_is_another() -> None:
-    from fastsn.gan.measure.features import load_extractor
+def test_diverged_run_without_its_last_checkpoint(
+    trained: tuple[Run, Path], tmp_path: Path
+) -> None:
+    run, folder = trained
+    path = tmp_path / run.config.run_name()
+    shutil.copytree(folder / path.name, path)
+    (path / "second.jsonl").unlink(missing_ok=True)
+    (path / "checkpoints/step-00000002.pt").unlink()
+    with pytest.raises(RecordError, match="expected the checkpoint"):
+        record(run, tmp_path)
+    with JsonLines(path / "events.jsonl") as events:
+        events.write({"event": "stop", "step": 2, "reason": "diverged", "why": "nan"})
+    found = record(run, tmp_path)
+    assert found is not None and found.diverged
+    assert [*found.first["distance"]] == [1, 2] and [*found.second["distance"]] == [1]
 
+
+def test_second_classifier_is_another() -> None:
     first, second = load_extractor("classifier"), load_extractor("classifier", SECOND)
     assert first.sha256 != second.sha256
 

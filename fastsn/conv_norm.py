@@ -382,7 +382,8 @@ def conv_spectral_norm(
         )
     if isinstance(n_power_iterations, bool) or not isinstance(n_power_iterations, int):
         raise TypeError(f"expected n_power_iterations to be an int, got {n_power_iterations!r}")
-    if isinstance(scale, str):
+    given: Any = scale
+    if isinstance(given, str):
         raise ValueError(f"expected scale to be a number or a 0-d tensor, got {scale!r}")
     check_options(n_power_iterations, eps, scale, "forward", bound)
     if _norms(module, name):

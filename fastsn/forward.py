@@ -139,7 +139,7 @@ class Batch:
             tuple(1.0 if isinstance(scale, Tensor) else float(scale) for scale in scales),
             first.eps,
             tuple(norm.bound or 0.0 for norm in norms),
-        )
+        ).with_memory()
         names = [(norm._buffers, pair) for norm in norms for pair in norm.vector_names]
         self._us = [(buffers, u) for buffers, (u, _) in names]
         self._vs = [(buffers, v) for buffers, (_, v) in names]

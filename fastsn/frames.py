@@ -239,9 +239,17 @@ def read(norm: Norm, weight: Tensor) -> Tensor:
     return _read_alone(norm, weight)
 
 
+def _divided(norm: Norm, weight: Tensor) -> Tensor:
+    """A 1-d weight, by its Euclidean norm."""
+    if norm.bound is not None:
+        length = torch.linalg.vector_norm(weight)
+        return weight * norm.scale / (length / norm.bound).clamp_min(1)
+    return F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
+
+
 def _read_alone(norm: Norm, weight: Tensor) -> Tensor:
     if not norm.vector_names:  # 1-d
-        return F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
+        return _divided(norm, weight)
     require_plain(weight)
     return read_batch(alone(norm), [weight]).tensors[0]
 
@@ -339,7 +347,7 @@ torch.library.register_fake("fastsn::advance", lambda *args: None, lib=library)
 
 def _read_traced(norm: Norm, weight: Tensor) -> Tensor:
     if not norm.vector_names:
-        return F.normalize(weight, dim=0, eps=norm.eps) * norm.scale
+        return _divided(norm, weight)
     frame = current()
     while frame is not None:
         if frame.given is not None and norm.state.handle in frame.given:

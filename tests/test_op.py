@@ -42,7 +42,8 @@ def forward_arguments(kind: str, options: dict[str, Any], backend: str) -> list[
     flat = [pair for own in group.pairs for pair in own]
     return [
         group.weights, [u for u, _ in flat], [v for _, v in flat], group.dims, group.kinds,
-        [1.1] * k, scale_tensor, options.get("n", 1), 1e-12, options.get("out_dtype"), backend,
+        [1.1] * k, options.get("bounds", [0.0] * k), scale_tensor, options.get("n", 1), 1e-12,
+        options.get("out_dtype"), backend,
     ]  # fmt: skip
 
 
@@ -56,6 +57,7 @@ OPTIONS = {
     "evaluation": ("mixed", {"n": 0, "dtype": torch.float64}),
     "scale_tensor": ("sn", {"n": 2, "tensor": True}),
     "out_dtype": ("bsn", {"out_dtype": torch.bfloat16}),
+    "soft": ("mixed", {"bounds": [0.5, 0.0, 100.0]}),
     "bfloat16": ("sn", {"dtype": torch.bfloat16, "tensor": True}),
 }
 
@@ -71,7 +73,7 @@ def test_opcheck_of_the_forward_op(backend: str, name: str) -> None:
 def test_opcheck_of_the_backward_op(backend: str, name: str) -> None:
     kind, options = OPTIONS[name]
     arguments = forward_arguments(kind, options, backend)
-    weights, _, _, dims, kinds, scales, scale_tensor, *_ = arguments
+    weights, _, _, dims, kinds, scales, bounds, scale_tensor, *_ = arguments
     with torch.no_grad():
         weights_sn, sigmas, vectors, view_stats = FORWARD(*arguments)
     grads = [torch.randn_like(weight).requires_grad_() for weight in weights_sn]
@@ -82,7 +84,7 @@ def test_opcheck_of_the_backward_op(backend: str, name: str) -> None:
     torch.library.opcheck(
         BACKWARD,
         [grads, grad_sigmas, weights_sn, sigmas.requires_grad_(), vectors, view_stats, dims, kinds,
-         scales, scale_tensor, weights[0].dtype, backend],
+         scales, bounds, scale_tensor, weights[0].dtype, backend],
         test_utils=CHECKS[backend],
     )  # fmt: skip
 
@@ -172,7 +174,7 @@ def test_fake_and_meta_tensors_have_the_real_layouts(backend: str, name: str) ->
         with torch.no_grad():
             weights_sn, *rest = FORWARD(*arguments)
             grads, grad_scales = BACKWARD(
-                weights_sn, None, weights_sn, *rest, *arguments[3:7], grad_dtype, backend
+                weights_sn, None, weights_sn, *rest, *arguments[3:8], grad_dtype, backend
             )
         return [*weights_sn, *rest, *grads, grad_scales]
 

@@ -102,13 +102,21 @@ void BackwardJob<R>::finish(int phase, void*) {
   for (int64_t k = 0; k < std::max<int64_t>(1, ceil_div(problem_.numel, kUnit)); ++k) {
     product += products_[k];
   }
-  const bool zero = sigma_ == 0 || problem_.scale == 0;
+  const bool zero = vanishes() || problem_.scale == 0;
   *grad_scale_ = zero ? R(0) : R(product / problem_.scale);
-  if (sigma_ == 0) return;
-  scale_over_sigma_ = R(problem_.scale / sigma_);
+  if (vanishes()) return;
+  double divisor = sigma_, pull = (product - problem_.grad_sigma * sigma_) / sigma_;
+  if (problem_.bound > 0) {
+    divisor = sigma_ / problem_.bound;
+    if (divisor < 1) {  // W_sn is scale W, whatever sigma is
+      divisor = 1;
+      pull = -problem_.grad_sigma;
+    }
+  }
+  scale_over_divisor_ = R(problem_.scale / divisor);
   for (Term* term : {&by_rows_, &by_slabs_}) {
     if (!term->present) continue;
-    term->factor = R((product - problem_.grad_sigma * sigma_) / sigma_ * term->alpha);
+    term->factor = R(pull * term->alpha);
     if (term->memory_v == nullptr) continue;
     for (int64_t m = 0; m < term->view.cols(); ++m) {
       term->memory_v[m] = term->v[term->view.torch_column(m)];
@@ -134,7 +142,7 @@ void BackwardJob<R>::write_tile(const Tile& tile, R* scratch) const {
   for (int64_t r = tile.r0; r < tile.r0 + tile.rows; ++r) {
     const int64_t first = r * tiling_.cols + tile.c0;
     char* const to = static_cast<char*>(problem_.grad_weight) + first * out_size;
-    if (sigma_ == 0) {
+    if (vanishes()) {
       std::memset(to, 0, n * out_size);
       continue;
     }
@@ -146,10 +154,10 @@ void BackwardJob<R>::write_tile(const Tile& tile, R* scratch) const {
     }
     R* const result = problem_.grad_dtype == dtype_of<R> ? reinterpret_cast<R*>(to) : out;
     if (by_rows_.present) {
-      kernels_.combine(g, n, scale_over_sigma_, by_rows_.factor * by_rows_.u[r],
+      kernels_.combine(g, n, scale_over_divisor_, by_rows_.factor * by_rows_.u[r],
                        by_rows_.columns() + tile.c0, result);
     } else {
-      kernels_.scale_to(g, n, scale_over_sigma_, result);
+      kernels_.scale_to(g, n, scale_over_divisor_, result);
     }
     if (by_slabs_.present) {
       const int64_t o = r * slabs_per_row_ + tile.c0 / (slabs.rows * slabs.inner);

@@ -22,6 +22,7 @@ struct BackwardProblem {
   void* grad_weight;
   DType grad_dtype;
   int64_t numel;
+  double bound;  // as in the forward
 };
 
 template <typename R>
@@ -52,6 +53,9 @@ class BackwardJob final : public Job {
     const R* columns() const { return memory_v == nullptr ? v : memory_v; }
   };
 
+  // A hard norm of a zero weight: W_sn and all gradients are zero.
+  bool vanishes() const { return sigma_ == 0 && problem_.bound == 0; }
+
   void multiply_unit(int64_t unit) const;
   void write_tile(const Tile& tile, R* scratch) const;
 
@@ -63,7 +67,7 @@ class BackwardJob final : public Job {
   Tiling tiling_;
   int64_t slabs_per_row_ = 1;
   double* products_ = nullptr;  // [units], the parts of c
-  R scale_over_sigma_ = 0;
+  R scale_over_divisor_ = 0;
 };
 
 }  // namespace fastsn::cpu

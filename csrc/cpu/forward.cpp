@@ -176,9 +176,14 @@ void ForwardJob<R>::run_tile(const Active* active, int count, int64_t unit, R* s
 template <typename R>
 void ForwardJob<R>::divide_unit(int64_t unit) const {
   const int64_t first = unit * kUnit;
-  // W / inf is 0 for finite W, and NaN where W is not finite.
-  const double divisor =
-      sigma_ == 0 ? std::numeric_limits<double>::infinity() : sigma_ / problem_.scale;
+  double divisor;
+  if (problem_.bound > 0) {
+    const double t = sigma_ / problem_.bound;
+    divisor = (t < 1 ? 1 : t) / problem_.scale;  // NaN stays
+  } else {
+    // W / inf is 0 for finite W, and NaN where W is not finite.
+    divisor = sigma_ == 0 ? std::numeric_limits<double>::infinity() : sigma_ / problem_.scale;
+  }
   kernels_.divide_to(static_cast<const char*>(problem_.weight) + first * size_of(problem_.dtype),
                      problem_.dtype,
                      static_cast<char*>(problem_.weight_sn) + first * size_of(problem_.out_dtype),

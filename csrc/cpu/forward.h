@@ -23,6 +23,7 @@ struct ForwardProblem {
   void* weight_sn;
   DType out_dtype;
   int64_t numel;
+  double bound;  // of a soft norm: W is divided by max(1, sigma / bound); 0 for a hard one
 };
 
 template <typename R>

@@ -61,7 +61,8 @@ template <typename R>
 std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
     const Weights& settings, const Tensors& weights, const Tensors& us, const Tensors& vs,
     const std::vector<int64_t>& kinds, const std::vector<double>& scales, int64_t n, double eps,
-    DType out_dtype, bool store, const std::vector<Tensor>& memory) {
+    DType out_dtype, bool store, const std::vector<Tensor>& memory,
+    const std::vector<double>& bounds) {
   const size_t k = weights.size();
   const Tensor sigmas = settings.new_tensor({static_cast<int64_t>(k)}, dtype_of<R>);
   const Tensor vectors = settings.new_tensor({settings.vector_elements}, dtype_of<R>);
@@ -100,7 +101,8 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
                                  settings.dtype,
                                  weights_sn[i].mutable_data_ptr(),
                                  out_dtype,
-                                 weights[i].numel()};
+                                 weights[i].numel(),
+                                 bounds.empty() ? 0.0 : bounds[i]};
     jobs[i].set(problem, slots, data<R>(sigmas) + i, stats + 2 * first);
   }
   run(jobs, weights);
@@ -108,11 +110,20 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
   return {weights_sn, sigmas, vectors, view_stats};
 }
 
-std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
+void check_bounds(const std::vector<double>& bounds, size_t k) {
+  check_length("bounds", bounds.size(), k);
+  for (size_t i = 0; i < k; ++i) {
+    STD_TORCH_CHECK(bounds[i] >= 0, "fastsn: expected bounds[", i, "] to be 0 or more, got ",
+                    bounds[i]);
+  }
+}
+
+std::tuple<Tensors, Tensor, Tensor, Tensor> forward_bounded(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype, bool store_vectors,
-    std::vector<Tensor> memory) {
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors, std::vector<Tensor> memory,
+    std::vector<double> bounds) {
+  if (!bounds.empty()) check_bounds(bounds, weights.size());
   const Weights settings(weights, "weights", dims, kinds, scales, scale_tensor);
   check_length("us", us.size(), settings.view_count);
   check_length("vs", vs.size(), settings.view_count);
@@ -122,17 +133,24 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
   const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, {"out_dtype"}) : settings.dtype;
   const auto run = settings.dtype == kFloat64 ? run_forward<double> : run_forward<float>;
   return run(settings, weights, us, vs, kinds, scales, n_power_iterations, eps, out, store_vectors,
-             memory);
+             memory, bounds);
+}
+
+std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
+    Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
+    std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors,
+    std::vector<Tensor> memory) {
+  return forward_bounded(weights, us, vs, dims, kinds, scales, scale_tensor, n_power_iterations,
+                         eps, out_dtype, store_vectors, memory, {});
 }
 
 template <typename R>
-std::tuple<Tensors, Tensor> run_backward(const Weights& settings, const Tensors& grads,
-                                         const std::vector<double>& grad_sigmas,
-                                         const Tensors& weights_sn, const Tensor& sigmas,
-                                         const Tensor& vectors, const Tensor& view_stats,
-                                         const std::vector<int64_t>& kinds,
-                                         const std::vector<double>& scales, DType grad_dtype,
-                                         const std::vector<Tensor>& memory) {
+std::tuple<Tensors, Tensor> run_backward(
+    const Weights& settings, const Tensors& grads, const std::vector<double>& grad_sigmas,
+    const Tensors& weights_sn, const Tensor& sigmas, const Tensor& vectors,
+    const Tensor& view_stats, const std::vector<int64_t>& kinds, const std::vector<double>& scales,
+    DType grad_dtype, const std::vector<Tensor>& memory, const std::vector<double>& bounds) {
   const size_t k = grads.size();
   size_t used = 0;  // of memory
   Tensors grad_weights;
@@ -152,7 +170,8 @@ std::tuple<Tensors, Tensor> run_backward(const Weights& settings, const Tensors&
                                   settings.dtype,
                                   grad_weights[i].mutable_data_ptr(),
                                   grad_dtype,
-                                  weights_sn[i].numel()};
+                                  weights_sn[i].numel(),
+                                  bounds.empty() ? 0.0 : bounds[i]};
     jobs[i].set(problem, data<R>(sigmas) + i, vector, stats, data<R>(grad_scales) + i);
     for (int d = 0; d < settings.views[i].count; ++d) {
       vector += settings.views[i].view[d].rows + settings.views[i].view[d].cols();
@@ -163,12 +182,14 @@ std::tuple<Tensors, Tensor> run_backward(const Weights& settings, const Tensors&
   return {grad_weights, grad_scales};
 }
 
-std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_sigmas,
-                                     Tensors weights_sn, Tensor sigmas, Tensor vectors,
-                                     Tensor view_stats, std::vector<int64_t> dims,
-                                     std::vector<int64_t> kinds, std::vector<double> scales,
-                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
-                                     std::vector<Tensor> memory) {
+std::tuple<Tensors, Tensor> backward_bounded(Tensors grads, std::optional<Tensor> grad_sigmas,
+                                             Tensors weights_sn, Tensor sigmas, Tensor vectors,
+                                             Tensor view_stats, std::vector<int64_t> dims,
+                                             std::vector<int64_t> kinds, std::vector<double> scales,
+                                             std::optional<Tensor> scale_tensor,
+                                             ScalarType grad_dtype, std::vector<Tensor> memory,
+                                             std::vector<double> bounds) {
+  if (!bounds.empty()) check_bounds(bounds, grads.size());
   const Weights settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
   check_grads(settings, grads, weights_sn);
   const DType accumulate = to_dtype(sigmas.scalar_type(), {"sigmas"});
@@ -193,7 +214,17 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
   const DType grad = to_dtype(grad_dtype, {"grad_dtype"});
   const auto run = accumulate == kFloat64 ? run_backward<double> : run_backward<float>;
   return run(settings, grads, sigma_grads, weights_sn, sigmas, vectors, view_stats, kinds, scales,
-             grad, memory);
+             grad, memory, bounds);
+}
+
+std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_sigmas,
+                                     Tensors weights_sn, Tensor sigmas, Tensor vectors,
+                                     Tensor view_stats, std::vector<int64_t> dims,
+                                     std::vector<int64_t> kinds, std::vector<double> scales,
+                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
+                                     std::vector<Tensor> memory) {
+  return backward_bounded(grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, dims, kinds,
+                          scales, scale_tensor, grad_dtype, memory, {});
 }
 
 std::vector<std::string> simd_levels() {
@@ -220,6 +251,8 @@ void set_simd_level(std::string name) {
 STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
   m.def(fastsn::kForwardSchema);
   m.def(fastsn::kBackwardSchema);
+  m.def(fastsn::kForwardBoundedSchema);
+  m.def(fastsn::kBackwardBoundedSchema);
   // For tests and diagnostics: the instruction sets of this processor, and the one in use.
   m.def("simd_levels() -> str[]");
   m.def("simd_level() -> str");
@@ -229,6 +262,8 @@ STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastsn_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&fastsn::cpu::forward));
   m.impl("backward", TORCH_BOX(&fastsn::cpu::backward));
+  m.impl("forward_bounded", TORCH_BOX(&fastsn::cpu::forward_bounded));
+  m.impl("backward_bounded", TORCH_BOX(&fastsn::cpu::backward_bounded));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsn_cpu, CompositeExplicitAutograd, m) {

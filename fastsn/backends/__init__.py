@@ -82,6 +82,7 @@ BACKENDS = {
             any_layout=False,
             stores_vectors=True,
             takes_memory=True,
+            options=frozenset({"bound"}),
         ),
         Backend(
             "batched",

@@ -92,10 +92,13 @@ class NativeBackend:
             store: put the new vectors into ``us`` and ``vs`` as well.
             memory: for the large results, in order (:meth:`fastsn.memory.Memory.take`).
         """
-        return self._op("forward")(
+        given = (
             weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor,
             n_power_iterations, plan.eps, out_dtype, store, memory,
         )  # fmt: skip
+        if plan.needs:
+            return self._op("forward_bounded")(*given, plan.bounds)
+        return self._op("forward")(*given)
 
     def backward(
         self,
@@ -111,10 +114,13 @@ class NativeBackend:
         memory: Sequence[Tensor] = (),
     ) -> Any:
         """See :func:`fastsn.backends.reference.backward`; ``memory`` as in :meth:`forward`."""
-        return self._op("backward")(
+        given = (
             grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats,
             plan.dims, plan.kinds, plan.scales, scale_tensor, grad_dtype, memory,
         )  # fmt: skip
+        if plan.needs:
+            return self._op("backward_bounded")(*given, plan.bounds)
+        return self._op("backward")(*given)
 
     def _op(self, name: str) -> Any:
         # The overload itself: finding it again takes longer than small kernels.

@@ -54,7 +54,8 @@ FASTSN_DEVICE int quotient(const Divider& by, int x) {
 }
 
 // Neighbors in global memory, moved by one instruction. Through the L2 cache: each is needed once,
-// or was written by other blocks. The compiler splits stores of plain structs.
+// or was written by other blocks. The compiler splits stores of plain structs. Floats move as
+// floats, and not as bits, so that nothing has to turn the one into the other.
 template <int kBytes>
 struct Bits;
 template <>
@@ -73,21 +74,41 @@ template <>
 struct Bits<2> {
   using Type = unsigned short;
 };
+template <typename Value>
+struct Moved : Bits<sizeof(Value)> {};
+template <>
+struct Moved<float> {
+  using Type = float;
+};
+template <>
+struct Moved<double> {
+  using Type = double;
+};
+template <typename T, int kCount>
+struct Pack;
+template <>
+struct Moved<Pack<float, 4>> {
+  using Type = float4;
+};
+template <>
+struct Moved<Pack<double, 2>> {
+  using Type = double2;
+};
 
 template <typename Value>
 FASTSN_DEVICE Value load_bits(const void* from) {
-  using Type = typename Bits<sizeof(Value)>::Type;
-  const Type bits = __ldcg(static_cast<const Type*>(from));
+  using Type = typename Moved<Value>::Type;
+  const Type moved = __ldcg(static_cast<const Type*>(from));
   Value value;
-  memcpy(&value, &bits, sizeof(value));
+  memcpy(&value, &moved, sizeof(value));
   return value;
 }
 
 template <typename Value>
 FASTSN_DEVICE void store_bits(void* to, const Value& value) {
-  typename Bits<sizeof(Value)>::Type bits;
-  memcpy(&bits, &value, sizeof(value));
-  __stwb(static_cast<decltype(bits)*>(to), bits);
+  typename Moved<Value>::Type moved;
+  memcpy(&moved, &value, sizeof(value));
+  __stwb(static_cast<decltype(moved)*>(to), moved);
 }
 
 FASTSN_DEVICE float widen(Float16 x) { return __half2float(x); }

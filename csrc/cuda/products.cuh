@@ -204,16 +204,7 @@ struct Products {
 #pragma unroll
           for (int k = 0; k < kCount; ++k) total.value[k] += w[k] * rows[row * inner + place[k]];
         }
-        if constexpr (kOverGroups) {
-          constexpr int kUnit = kCount * sizeof(A) > 16 ? 16 / sizeof(A) : kCount;
-#pragma unroll
-          for (int k = 0; k < kCount; k += kUnit) {
-            Pack<A, kUnit> unit;
-#pragma unroll
-            for (int i = 0; i < kUnit; ++i) unit.value[i] = w[k + i];
-            *reinterpret_cast<Pack<A, kUnit>*>(to + k) = unit;
-          }
-        }
+        if constexpr (kOverGroups) put(pack, to);
       };
       if constexpr (kOverGroups) {
         run_groups<kCount, kAligned>(data, first_row, own, active, each);
@@ -241,13 +232,11 @@ struct Products {
     return form_of(weight, j) == kFold ? tile.size[0] * tile.size[2] : tile.size[0];
   }
 
-  // Some rows at a time, through shared memory.
-  template <int kCount, bool kAligned, typename Each>
-  FASTSN_DEVICE void run_groups(const T* data, int first_row, int own, bool active,
-                                Each each) const {
-    const auto layout = FoldLayout::make<A, kCount>(weight, tile);
-    const Slice slice(weight, tile, over_groups, kSide);
-    A* part = part_of<A>(call, weight, over_groups, kSide, slice.slot);
+  // Some rows at a time, through shared memory: each(row, pack, to) for all of them, which stores the
+  // pack, then use(begin, count).
+  template <int kCount, bool kAligned, typename Each, typename Use>
+  FASTSN_DEVICE void run_through(const FoldLayout& layout, const T* data, int first_row, int own,
+                                 bool active, Each each, Use use) const {
 #pragma unroll 1
     for (int begin = 0; begin < tile.size[0]; begin += layout.rows) {
       const int left = tile.size[0] - begin;
@@ -260,14 +249,118 @@ struct Products {
                                    });
       }
       block_barrier();
-      const int entry = begin * tile.size[2];
-      fold_rows(
-          layout, tile, count, buffer, cols, rows + kRowEntries / 2,
-          [&](int e, A total) { part[slice.index(entry + e)] = total; },
-          [&](int e, const A(&total)[4]) {
-            store_pack<true>(part + slice.base + entry + e, total);
-          });
+      use(begin, count);
       block_barrier();
+    }
+  }
+
+  template <int kCount, bool kAligned, typename Each>
+  FASTSN_DEVICE void run_groups(const T* data, int first_row, int own, bool active,
+                                Each each) const {
+    const auto layout = FoldLayout::make<A, kCount>(weight, tile);
+    const Slice slice(weight, tile, over_groups, kSide);
+    A* part = part_of<A>(call, weight, over_groups, kSide, slice.slot);
+    run_through<kCount, kAligned>(
+        layout, data, first_row, own, active, each, [&](int begin, int count) {
+          const int entry = begin * tile.size[2];
+          fold_rows(
+              layout, tile, count, buffer, cols, rows + kRowEntries / 2,
+              [&](int e, A total) { part[slice.index(entry + e)] = total; },
+              [&](int e, const A(&total)[4]) {
+                store_pack<true>(part + slice.base + entry + e, total);
+              });
+        });
+  }
+
+  // s of a plain and of a folded unfolding with groups of 9: two lanes have a row, so that what it
+  // is multiplied with in all groups stays in registers.
+  template <int kCount, bool kAligned>
+  FASTSN_DEVICE void run_nines() const {
+    const auto layout = FoldLayout::make<A, kCount>(weight, tile);
+    const int packs = static_cast<int>(weight.packs.divisor);
+    const int first_row = quotient(weight.packs, thread_index());
+    const int own = (thread_index() - first_row * packs) * kCount;
+    stage(over_rows, 0, tile.size[0] * 9, rows);
+    stage(over_cols, 0, tile.cols, cols);
+    const Slice slice(weight, tile, over_cols, kSide);
+    A* part = part_of<A>(call, weight, over_cols, kSide, slice.slot) + slice.base;
+    A of_groups[2][4] = {};
+    const T* data = static_cast<const T*>(weight.data) + tile.origin + own;
+    run_through<kCount, kAligned>(
+        layout, data, first_row, own, first_row < weight.row_step && own < tile.cols,
+        [&](int, const Pack<T, kCount>& pack, A* to) { put(pack, to); },
+        [&](int begin, int count) {
+          A total = 0;
+          A of_row[9];
+          for_nines(
+              count, tile.size[1],
+              [&](int h, int row, int quarter) {
+                const A* from = buffer + row * FoldLayout::kNines + quarter * 36;
+#pragma unroll
+                for (int k = 0; k < 9; ++k) of_row[k] = rows[(begin + row) * 9 + k];
+#pragma unroll
+                for (int j = 0; j < 9; ++j) {
+                  const auto w = pack_of_nines(from, j);
+                  const auto x = pack_of_nines(cols + quarter * 36, j);
+#pragma unroll
+                  for (int k = 0; k < 4; ++k) {
+                    total += w.value[k] * x.value[k];
+                    of_groups[h][(4 * j + k) / 9] += w.value[k] * of_row[(4 * j + k) % 9];
+                  }
+                }
+              },
+              [&](int row, bool valid) {
+                total += exchange(total, 1);
+                if (valid && thread_index() % 2 == 0) part[begin + row] = total;
+                total = 0;
+              });
+        });
+    write_groups(layout, of_groups);
+  }
+
+  // Adds up over all rows what threads have of up to 16 groups, by way of the working memory.
+  FASTSN_DEVICE void write_groups(const FoldLayout& layout, const A (&of_groups)[2][4]) const {
+    constexpr int kStride = kThreads / 2 + 2;  // and 8 groups are 16 banks apart
+    const int own = thread_index() / 2;
+    const int quarter = thread_index() % 2 * 2;
+    const int turn = own / 2 % 2;
+    int count = tile.size[0] < layout.rows ? tile.size[0] : layout.rows;
+    if (count > kThreads / 2) count = kThreads / 2;
+    if (own < count) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          buffer[((quarter + (h ^ turn)) * 4 + k) * kStride + own] = of_groups[h][k];
+        }
+      }
+    }
+    block_barrier();
+    const Slice slice(weight, tile, over_rows, kSide);
+    A* part = part_of<A>(call, weight, over_rows, kSide, slice.slot) + slice.base;
+    const int lane = thread_index() % kWarp;
+#pragma unroll 1
+    for (int k = thread_index() / kWarp; k < 8; k += kWarps) {
+      const int group = k + lane / 16 * 8;
+      A total = 0;
+#pragma unroll 4
+      for (int i = lane % 16; i < count; i += 16) total += buffer[group * kStride + i];
+#pragma unroll
+      for (int distance = 8; distance > 0; distance /= 2) total += exchange(total, distance);
+      if (lane % 16 == 0 && group < tile.size[1]) part[group] = total;
+    }
+  }
+
+  // Stores a pack in shared memory, as numbers that sums are made of.
+  template <int kCount>
+  FASTSN_DEVICE static void put(const Pack<T, kCount>& pack, A* to) {
+    constexpr int kUnit = kCount * sizeof(A) > 16 ? 16 / sizeof(A) : kCount;
+#pragma unroll
+    for (int k = 0; k < kCount; k += kUnit) {
+      A unit[kUnit];
+#pragma unroll
+      for (int i = 0; i < kUnit; ++i) unit[i] = widen(pack.value[k + i]);
+      put_pack(to + k, unit);
     }
   }
 
@@ -291,6 +384,11 @@ struct Products {
                     : run<kCount, kAligned, false, kVector, false>();
       }
       if constexpr (kCount > 1) {
+        if constexpr (sizeof(A) == 4) {
+          if (both && FoldLayout::make<A, kCount>(weight, tile).nine) {
+            return run_nines<kCount, kAligned>();
+          }
+        }
         return both ? run<kCount, kAligned, true, kAny, false>()
                     : run<kCount, kAligned, false, kAny, false>();
       }

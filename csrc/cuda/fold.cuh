@@ -23,8 +23,7 @@ struct FoldLayout {
     const int inner = tile.size[2];
     FoldLayout layout;
     layout.stride = static_cast<int>(weight.packs.divisor) * kCount;
-    layout.nine =
-        kNarrow && inner == 9 && inner == weight.size[2] && layout.stride <= kNines;
+    layout.nine = kNarrow && inner == 9 && inner == weight.size[2] && layout.stride <= kNines;
     layout.quads = kNarrow && inner % 4 == 0 && inner == weight.size[2];
     layout.swapped = layout.quads && inner == 16 && tile.size[1] % 2 == 0;
     if (layout.nine) layout.stride = kNines;
@@ -79,7 +78,8 @@ FASTSN_DEVICE void fold_nines(int rows, int groups, const float* buffer, const f
         for (int j = 0; j < 9; ++j) {
           const auto w = pack_of_nines(from, j);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) total[(4 * j + k) % 9] += w.value[k] * x.value[(4 * j + k) / 9];
+          for (int k = 0; k < 4; ++k)
+            total[(4 * j + k) % 9] += w.value[k] * x.value[(4 * j + k) / 9];
         }
       },
       [&](int row, bool valid) {

@@ -95,11 +95,11 @@ struct Moved<double> {
 template <typename T, int kCount>
 struct Pack;
 template <>
-struct Moved<Pack<float, 4>> {
+struct Moved<Pack<float, 4> > {
   using Type = float4;
 };
 template <>
-struct Moved<Pack<double, 2>> {
+struct Moved<Pack<double, 2> > {
   using Type = double2;
 };
 

@@ -85,7 +85,11 @@ FASTSN_DEVICE void find_norms(const ForwardCall& call, const ForwardProblem& wei
     if (!evaluation) {
       double total[1];
       sum_records(records, count, kStats, total);
-      if (writes) norms[kSquares] = sqrt(total[0]);
+      if (writes) {
+        const double length = sqrt(total[0]);
+        norms[kSquares] = length;
+        shared.divisor[j][side] = clamp_length(length, call.eps);
+      }
     } else if (side == kRows) {
       double total[kStats];
       sum_records(records, count, kStats, total);

@@ -289,7 +289,7 @@ struct Products {
     }
   }
 
-  // The only row of a tile, of which every thread has some packs: sums of all stay in registers, and
+  // The only row of a tile, of which every thread has some packs: sums stay in registers, and
   // neither columns nor parts pass through shared memory.
   template <int kCount, bool kAligned>
   FASTSN_DEVICE void run_row() const {
@@ -341,8 +341,8 @@ struct Products {
     return shared.place.form[j] == kFold ? tile.size[0] * tile.size[2] : tile.size[0];
   }
 
-  // Some rows at a time, through shared memory: each(row, pack, to) for all of them, which stores the
-  // pack, then use(begin, count).
+  // Some rows at a time, through shared memory: each(row, pack, to) for all of them, which stores
+  // the pack, then use(begin, count).
   template <int kCount, bool kAligned, typename Each, typename Use>
   FASTSN_DEVICE void run_through(const FoldLayout& layout, const T* data, int first_row, int own,
                                  bool active, Each each, Use use) const {

@@ -1,10 +1,11 @@
-"""What the README shows of the benchmarks is what benchmarks/results holds."""
+"""What README and site show of the benchmarks is what benchmarks/results holds."""
 
 from __future__ import annotations
 
 import copy
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -37,9 +38,34 @@ def numbers_in(svg: Path) -> Bars:
     return lengths
 
 
-def test_readme_is_what_the_generator_writes() -> None:
-    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.updated(readme, report.tables(RESULTS)) == readme, "python -m benchmarks.report"
+@pytest.mark.parametrize(
+    ("page", "write"), [(report.README, report.short), (report.PAGE, report.tables)]
+)
+def test_pages_are_what_the_generator_writes(page: Path, write: Any) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert report.updated(text, write(RESULTS)) == text, "python -m benchmarks.report"
+
+
+def test_the_short_block_is_short_and_of_the_newest_results() -> None:
+    assert len(report.short(RESULTS).splitlines()) <= 12
+    name, newer = "newer", copy.deepcopy(next(iter(RESULTS.values())))
+    newer["datetime"] = "9999-01-01"
+    newer["machine_info"].update(cpu="a newer one", allocator="glibc's default allocator")
+    for entry in newer["benchmarks"]:
+        if entry["name"] == "test_speed[cnn-forward-torch]":
+            compiled = copy.deepcopy(entry)
+            compiled["extra_info"]["contender"] = "torch-compiled"
+            compiled["stats"]["median"] = 0.0123
+    newer["benchmarks"].append(compiled)
+    newer["gates"] = [
+        {"text": f"{w}: peak memory of fastsn's forward / normalized weights", "measured": m}
+        for w, m in (("cnn", 1.01), ("biggan", 1.25), ("deep", 7.0))  # the last is all overhead
+    ]
+    text = report.short({**RESULTS, name: newer})
+    assert "a newer one" in text and "glibc's default allocator" in text
+    assert "| torch, compiled |" in text and "| 12.3 ms |" in text
+    assert "forward at most 1.25 times its normalized weights" in text and "7.0" not in text
+    assert len(text.splitlines()) <= 12
 
 
 def test_no_picture_is_missing_or_left_over() -> None:

@@ -57,7 +57,6 @@ test-sweep: env $(VENV)/.sweep
 
 demo: env
 	$(PY) -m benchmarks.demo
-	$(PY) -m benchmarks.gan
 
 bench: env
 	$(PY) -m pytest benchmarks

@@ -1,7 +1,8 @@
 """Benchmark tables and plots, from benchmarks/results/*.json: ``python -m benchmarks.report``.
 
 A short table goes between two markers of README.md, all tables between those of docs/benchmarks.md,
-and the plots into docs/images. ``--check`` only compares the tables, and exits 1 on a difference.
+the plots into docs/images; and the demo's numbers, from docs/images/demo.json, into
+docs/training.md. ``--check`` only compares, and exits 1 on a difference.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+TRAINING = ROOT / "docs" / "training.md"
+DEMO = IMAGES / "demo.json"
 
 #: What each method's ratio in brackets is taken against.
 BASELINES = {"sn": "torch", "bsn": "plain-bsn"}
@@ -214,36 +216,61 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
-def updated(text: str, block: str) -> str:
-    """A page with ``block`` between the markers.
+def demo(summary: dict[str, Any]) -> str:
+    """Markdown of the numbers of a demo (``benchmarks/demo.py``)."""
+    last, name, times = summary["last"], summary["metric"], summary["step_time"]
+    protocol, options = last["protocol"], times["options"]
+    by_step = ", ".join(f"{value:.1f} at {step}" for step, value in summary["by_step"].items())
+    rows = []
+    for i, row in enumerate(times["rows"]):
+        extra = f"{row['overhead_s'] * 1e3:.2f} ms" if i else ""
+        rows.append([row["contender"], f"{row['median_s'] * 1e3:.1f} ms", extra])
+    return "\n".join(
+        [
+            f"Frechet distance ({name}) by iteration: {by_step}; in the features of a small "
+            f"{protocol['extractor']}, so not an FID.",
+            "",
+            f"Training step of that network (width {options['width']:g}, batch {options['batch']}, "
+            f"{times['environment']['threads']} threads, torch {times['environment']['torch']}), "
+            "medians in one process, in turns:",
+            "",
+            _markdown(["", "step", "more than without a norm"], rows),
+        ]
+    )
+
+
+def updated(text: str, name: str, block: str) -> str:
+    """A page with ``block`` between the markers ``name:begin`` and ``name:end``.
 
     Raises:
         ValueError: it does not have each marker once, in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"expected the page to have {BEGIN} and then {END} once, got neither")
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in rest or end in after:
+        raise ValueError(f"expected the page to have {begin} and then {end} once, got neither")
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
-def main() -> int:
+def blocks(results: Mapping[str, dict[str, Any]]) -> Iterator[tuple[Path, str, str]]:
+    """(page, name of its markers, what is between them) of all that is generated here."""
+    yield README, "benchmarks", short(results)
+    yield PAGE, "benchmarks", tables(results)
+    yield TRAINING, "demo", demo(json.loads(DEMO.read_text(encoding="utf-8")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 on a difference"
-    )
-    parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    options = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 on a difference")
+    options = parser.parse_args(argv)
     results = read_results()
     differs = False
-    for page, block in ((options.readme, short(results)), (options.page, tables(results))):
-        if not page.exists():
-            parser.error(f"expected a page at {page}, got none")
+    for page, name, block in blocks(results):
         old = page.read_text(encoding="utf-8")
         try:
-            new = updated(old, block)
+            new = updated(old, name, block)
         except ValueError as error:
             parser.error(f"{page}: {error}")
         if old == new:

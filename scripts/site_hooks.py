@@ -30,6 +30,9 @@ PAGES = {
 #: Folder of the site -> folder of pictures in the repository.
 PICTURES = {"results/figures": "paper/results/small/figures"}
 
+#: Pages of wide tables, which take the room of the table of contents.
+WIDE = {"benchmarks.md", "deviations.md", "gpu-arithmetic.md", "results/index.md"}
+
 #: Pages that may be missing from a checkout; the navigation leaves them out then.
 OPTIONAL = {"recipes.md"}
 
@@ -73,6 +76,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Leads links between files of the repository to the pages of the site."""
     name = page.file.src_uri
+    if name in WIDE:
+        page.meta.setdefault("hide", ["toc"])
     source = PAGES.get(name, f"docs/{name}")
 
     def link(match: re.Match[str]) -> str:
@@ -107,7 +112,9 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     """Turns formulas into MathML."""
 
     def formula(match: re.Match[str]) -> str:
-        display = "block" if match[2] == "[" else "inline"
-        return convert(html.unescape(match[3]).strip(), display=display)
+        latex = html.unescape(match[3]).strip()
+        if match[2] == "(":
+            return convert(latex)
+        return f'<div class="formula">{convert(latex, display="block")}</div>'
 
     return _FORMULA.sub(formula, content)

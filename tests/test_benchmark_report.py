@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -38,12 +37,18 @@ def numbers_in(svg: Path) -> Bars:
     return lengths
 
 
-@pytest.mark.parametrize(
-    ("page", "write"), [(report.README, report.short), (report.PAGE, report.tables)]
-)
-def test_pages_are_what_the_generator_writes(page: Path, write: Any) -> None:
+@pytest.mark.parametrize("page, name, block", list(report.blocks(RESULTS)))
+def test_pages_are_what_the_generator_writes(page: Path, name: str, block: str) -> None:
     text = page.read_text(encoding="utf-8")
-    assert report.updated(text, write(RESULTS)) == text, "python -m benchmarks.report"
+    assert report.updated(text, name, block) == text, "python -m benchmarks.report"
+
+
+def test_a_page_without_its_markers_is_refused() -> None:
+    begin, end = "<!-- demo:begin -->", "<!-- demo:end -->"
+    assert report.updated(f"a{begin}old{end}b", "demo", "new") == f"a{begin}\n\nnew\n\n{end}b"
+    for text in ("", begin, f"{end}{begin}", f"{begin}{begin}{end}", f"{begin}{end}{end}"):
+        with pytest.raises(ValueError, match="expected the page to have"):
+            report.updated(text, "demo", "new")
 
 
 def test_the_short_block_is_short_and_of_the_newest_results() -> None:

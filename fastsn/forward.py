@@ -137,7 +137,7 @@ class Batch:
             tuple(norm.kind for norm in norms),
             tuple(1.0 if isinstance(scale, Tensor) else float(scale) for scale in scales),
             first.eps,
-        )
+        ).with_memory()
         names = [(norm._buffers, pair) for norm in norms for pair in norm.vector_names]
         self._us = [(buffers, u) for buffers, (u, _) in names]
         self._vs = [(buffers, v) for buffers, (_, v) in names]

@@ -21,17 +21,19 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Folders of recorded results: in the repository, and on the site with README.md as index.md.
+RESULTS = {f"paper/results/{name}": f"results/{name}" for name in ("small", "full", "study")}
+
 #: Page of the site -> its file in the repository.
 PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
-    "results/index.md": "paper/results/small/README.md",
+    "results/study/protocol.md": "paper/protocol.md",
+    **{f"{page}/index.md": f"{path}/README.md" for path, page in RESULTS.items()},
 }
-#: Folder of the site -> folder of pictures in the repository.
-PICTURES = {"results/figures": "paper/results/small/figures"}
 
 #: Pages of wide tables, which take the room of the table of contents.
-WIDE = {"benchmarks.md", "deviations.md", "gpu-arithmetic.md", "results/index.md"}
+WIDE = {"benchmarks.md", "deviations.md", "gpu-arithmetic.md", *PAGES} - {"contributing.md"}
 
 #: Pages that may be missing from a checkout; the navigation leaves them out then.
 OPTIONAL = {"recipes.md"}
@@ -66,9 +68,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages and pictures that are beside ``docs/``."""
     for page, path in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
-    for folder, path in PICTURES.items():
-        for picture in sorted((ROOT / path).glob("*.png")):
-            name = f"{folder}/{picture.name}"
+    for path, folder in RESULTS.items():
+        for picture in sorted((ROOT / path).rglob("*.png")):
+            name = f"{folder}/{picture.relative_to(ROOT / path).as_posix()}"
             files.append(File.generated(config, name, abs_src_path=str(picture)))
     return files
 

@@ -17,6 +17,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -176,7 +177,7 @@ def commands() -> Iterator[tuple[str, str]]:
         for block in BLOCKS[name]:
             if block.language == "sh":
                 for line in block.code.replace("\\\n", " ").splitlines():
-                    for command in line.partition(" #")[0].split("&&"):
+                    for command in re.sub(r"(^|\s)#.*", "", line).split("&&"):
                         if command.strip():
                             yield name, command.strip()
         text = BLOCK.sub("", path.read_text(encoding="utf-8"))
@@ -193,7 +194,12 @@ def help_of(module: str, *command: str) -> str:
         sys.argv = [module, *command, option]
         out, code = io.StringIO(), None
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(io.StringIO()),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore", RuntimeWarning)  # another test has imported it
                 runpy.run_module(module, run_name="__main__", alter_sys=False)
         except SystemExit as exit:
             code = exit.code

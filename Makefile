@@ -61,9 +61,10 @@ demo: env
 bench: env
 	$(PY) -m pytest benchmarks
 
-# The site; warnings fail the build. MkDocs reads the sources and imports nothing of ours.
+# The site; warnings fail the build, unless --quiet hides them from --strict. MkDocs reads the
+# sources, and imports nothing of ours.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "build/site/index.html"
 
 docs-serve: $(VENV)/.docs

@@ -142,6 +142,16 @@ def test_a_wrong_page_fails(
         run_page("page.md", monkeypatch)
 
 
+def test_the_readme_keeps_its_proportion() -> None:
+    """What GPUs are to expect at the top, about 150 lines, no long generated block."""
+    text = PAGES["README.md"].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert "**GPU: " in "\n".join(text.splitlines()[:10])
+    generated = re.findall(r"<!-- (\w+):begin -->\n(.*?)<!-- \1:end -->", text, re.DOTALL)
+    assert [name for name, _ in generated] == ["benchmarks"]
+    assert all(len(block.strip().splitlines()) <= 12 for _, block in generated)
+
+
 # Links
 
 

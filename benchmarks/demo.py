@@ -32,7 +32,7 @@ from benchmarks.exact import relative_error
 from benchmarks.peers import CONTENDERS, MODES, check, make_run
 from benchmarks.profile import profile
 from benchmarks.step import BenchOptions, measure, table
-from benchmarks.timing import cpu_model, keep_freed_memory, side_by_side
+from benchmarks.timing import cpu_model, side_by_side
 from benchmarks.workloads import Case, cnn_discriminator, make_case, normalized_layers
 from fastsn.analysis import bsn_sigma_exact, spectral_norm_exact, unfold
 from fastsn.backends import explain, select_backend
@@ -324,7 +324,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(OUT)  # the demo before this one
     started = time.perf_counter()
     torch.manual_seed(0)
-    keep_freed_memory()
     python = platform.python_version()
     print(f"fastsn {fastsn.__version__}, torch {torch.__version__}, Python {python}")
     print(f"{cpu_model()}, {torch.get_num_threads()} threads, CNN discriminator of the BSSN paper")

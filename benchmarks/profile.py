@@ -8,7 +8,7 @@ import torch
 
 import fastsn
 from benchmarks.peers import Weights, make_run
-from benchmarks.timing import keep_freed_memory, side_by_side
+from benchmarks.timing import side_by_side
 from benchmarks.workloads import Case, make_case
 from fastsn.backends import select_backend
 from fastsn.op import normalize
@@ -64,5 +64,4 @@ def profile(case: Case, seconds: float = 4.0) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     profile(make_case("cnn"))

@@ -68,10 +68,13 @@ _PEAK = re.compile(r"(?:cnn|resnet|biggan): peak memory of fastsn\S*'s (forward|
 
 
 def short(results: Mapping[str, dict[str, Any]]) -> str:
-    """Markdown of the newest results: one table, and a line about memory; at most 12 lines."""
+    """Markdown of the newest results, those with the allocator as users have it if there are any:
+    one table, and a line about memory; at most 12 lines.
+    """
     if not results:
         return "No results are recorded yet."
-    result = max(results.values(), key=lambda result: str(result["datetime"]))
+    as_users = [r for r in results.values() if r["machine_info"].get("allocator") == "system"]
+    result = max(as_users or results.values(), key=lambda result: str(result["datetime"]))
     entries = {
         tuple(entry["extra_info"].get(key) for key in ("workload", "mode", "contender")): entry
         for entry in result["benchmarks"]
@@ -104,10 +107,14 @@ def short(results: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+#: What becomes of freed memory (``--allocator``), as it is told.
+ALLOCATORS = {"system": "memory as the system gives it", "kept": "freed memory kept"}
+
+
 def _allocator(result: dict[str, Any]) -> str:
-    """Who kept freed memory, where the result says it."""
+    """What became of freed memory, where the result says it."""
     allocator = result["machine_info"].get("allocator")
-    return f", {allocator}" if allocator else ""
+    return f", {ALLOCATORS[allocator]}" if allocator else ""
 
 
 def tables(results: Mapping[str, dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 __all__ = [
+    "ALLOCATORS",
     "cpu_model",
     "device_seconds",
     "device_work",
@@ -35,12 +36,15 @@ Run = Callable[[], object]
 #: Timed calls of a run per turn.
 CALLS_PER_TURN = 3
 
+#: What the allocator does with freed memory: as users start Python, or kept in the process.
+ALLOCATORS = ("system", "kept")
+
 
 def keep_freed_memory() -> None:
-    """Keeps freed memory in the process, as a training process with its activations does.
+    """Keeps freed memory in the process from now on, as some allocators and settings do.
 
-    By default glibc gives a freed result back to the system in one call and not in the next, and
-    page faults then decide a comparison by chance. Where there is no ``mallopt`` nothing changes.
+    By default glibc gives large freed results back to the system, and page faults are then part of
+    what is measured. Where there is no ``mallopt`` nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -100,6 +104,7 @@ def in_turns(
     *,
     seconds: float = 2.0,
     min_rounds: int = 7,
+    calls: int = CALLS_PER_TURN,
 ) -> dict[str, list[float]]:
     """Wall times of each run, in seconds; times at the same place are of the same round.
 
@@ -111,6 +116,8 @@ def in_turns(
         device: where they run.
         seconds: how long to go on, about.
         min_rounds: at least so many rounds, however long they take.
+        calls: timed calls per turn. Many in a row are as training has them: what one call leaves
+            behind, in memory and caches, the next one finds.
     """
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -122,7 +129,7 @@ def in_turns(
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
                 runs[name]()
-                times[name] += [seconds_of(runs[name], device) for _ in range(CALLS_PER_TURN)]
+                times[name] += [seconds_of(runs[name], device) for _ in range(calls)]
     return times
 
 
@@ -132,9 +139,10 @@ def side_by_side(
     *,
     seconds: float = 2.0,
     min_rounds: int = 7,
+    calls: int = CALLS_PER_TURN,
 ) -> dict[str, float]:
     """Median wall time of each run, in seconds, by :func:`in_turns`."""
-    times = in_turns(runs, device, seconds=seconds, min_rounds=min_rounds)
+    times = in_turns(runs, device, seconds=seconds, min_rounds=min_rounds, calls=calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

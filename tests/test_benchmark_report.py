@@ -55,7 +55,9 @@ def test_the_short_block_is_short_and_of_the_newest_results() -> None:
     assert len(report.short(RESULTS).splitlines()) <= 12
     name, newer = "newer", copy.deepcopy(next(iter(RESULTS.values())))
     newer["datetime"] = "9999-01-01"
-    newer["machine_info"].update(cpu="a newer one", allocator="glibc's default allocator")
+    newer["machine_info"].update(cpu="a newer one", allocator="system")
+    kept = copy.deepcopy(newer)
+    kept["datetime"], kept["machine_info"]["allocator"] = "9999-01-02", "kept"
     for entry in newer["benchmarks"]:
         if entry["name"] == "test_speed[cnn-forward-torch]":
             compiled = copy.deepcopy(entry)
@@ -66,8 +68,8 @@ def test_the_short_block_is_short_and_of_the_newest_results() -> None:
         {"text": f"{w}: peak memory of fastsn's forward / normalized weights", "measured": m}
         for w, m in (("cnn", 1.01), ("biggan", 1.25), ("deep", 7.0))  # the last is all overhead
     ]
-    text = report.short({**RESULTS, name: newer})
-    assert "a newer one" in text and "glibc's default allocator" in text
+    text = report.short({**RESULTS, name: newer, "kept": kept})
+    assert "a newer one" in text and "memory as the system gives it" in text
     assert "| torch, compiled |" in text and "| 12.3 ms |" in text
     assert "forward at most 1.25 times its normalized weights" in text and "7.0" not in text
     assert len(text.splitlines()) <= 12

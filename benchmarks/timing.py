@@ -22,6 +22,7 @@ __all__ = [
     "device_seconds",
     "device_work",
     "empty_launch",
+    "in_turns",
     "keep_freed_memory",
     "others_share",
     "seconds_of",
@@ -97,15 +98,15 @@ def device_work(run: Run) -> list[str]:
     return [event.name for event in profile.events() if event.device_type == on_gpu]
 
 
-def side_by_side(
+def in_turns(
     runs: Mapping[str, Run],
     device: torch.device,
     *,
     seconds: float = 2.0,
     min_rounds: int = 7,
     calls: int = CALLS_PER_TURN,
-) -> dict[str, float]:
-    """Median wall time of each run, in seconds.
+) -> dict[str, list[float]]:
+    """Wall times of each run, in seconds; times at the same place are of the same round.
 
     In every round each run has one turn, and each round begins with another one. A turn begins with
     an untimed call, so that each run finds its own weights in the caches, not the other's.
@@ -129,6 +130,19 @@ def side_by_side(
             for name in names[turn:] + names[:turn]:
                 runs[name]()
                 times[name] += [seconds_of(runs[name], device) for _ in range(calls)]
+    return times
+
+
+def side_by_side(
+    runs: Mapping[str, Run],
+    device: torch.device,
+    *,
+    seconds: float = 2.0,
+    min_rounds: int = 7,
+    calls: int = CALLS_PER_TURN,
+) -> dict[str, float]:
+    """Median wall time of each run, in seconds, by :func:`in_turns`."""
+    times = in_turns(runs, device, seconds=seconds, min_rounds=min_rounds, calls=calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

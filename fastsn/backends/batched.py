@@ -218,26 +218,18 @@ def _bases(plan: Plan, sigmas: Tensor) -> Tensor:
     )
 
 
-def _pulls(
-    plan: Plan, products: Tensor, sigmas: Tensor, bases: Tensor, grad_sigmas: Tensor | None
-) -> Tensor:
-    """The factors of ``S`` in the gradients."""
-    inverse = _reciprocal(sigmas)
-    if any(plan.bounds):
-        # t is exactly 1 below the bound, and at it; there only the ratio itself can tell.
-        binding = [
-            ~(sigma / bound < 1) if bound else torch.ones_like(sigma, dtype=torch.bool)
-            for sigma, bound in zip(sigmas.unbind(), plan.bounds, strict=True)
-        ]
-        # A hard norm of sigma 0 gives no gradients, not even through sigma.
-        live = [1.0 if bound else 0.0 for bound in plan.bounds]
-        pulls = torch.where(torch.stack(binding), products * inverse, 0)
-        if grad_sigmas is None:
-            return pulls
-        through = torch.where(sigmas == 0, _times(torch.ones_like(sigmas), live), 1)
-        return pulls - grad_sigmas * through
-    pulls = products if grad_sigmas is None else products - grad_sigmas * sigmas
-    return pulls * inverse
+def _soft_pulls(plan: Plan, products: Tensor, sigmas: Tensor, grad_sigmas: Tensor | None) -> Tensor:
+    """The factors of ``S`` in the gradients, where some of the norms are soft."""
+    binding = [
+        ~(sigma / bound < 1) if bound else torch.ones_like(sigma, dtype=torch.bool)
+        for sigma, bound in zip(sigmas.unbind(), plan.bounds, strict=True)
+    ]
+    pulls = torch.where(torch.stack(binding), products * _reciprocal(sigmas), 0)
+    if grad_sigmas is None:
+        return pulls
+    # A hard norm of sigma 0 gives no gradients, not even through sigma.
+    live = _times(torch.ones_like(sigmas), [1.0 if bound else 0.0 for bound in plan.bounds])
+    return pulls - grad_sigmas * torch.where(sigmas == 0, live, 1)
 
 
 def _divide(values: Tensor, scales: Sequence[float], scale_tensor: Tensor | None) -> Tensor:
@@ -268,7 +260,11 @@ def backward(
         _inner(grad, weight_sn.to(accumulate), place)
     bases = _bases(plan, sigmas)
     inverse = _reciprocal(bases)
-    pulls = _pulls(plan, products, sigmas, bases, grad_sigmas)
+    if plan.needs:
+        pulls = _soft_pulls(plan, products, sigmas, grad_sigmas)
+    else:
+        pulls = products if grad_sigmas is None else products - grad_sigmas * sigmas
+        pulls = pulls * inverse
     if scale_tensor is None:
         factors = _times(inverse, plan.scales)
         grad_scales = _times(products, [1 / scale if scale else 0.0 for scale in plan.scales])

@@ -186,11 +186,12 @@ def some_cuda_ptx(types: dict[str, str], csrc: Path = ROOT / "csrc") -> list[Pat
         return _all(jobs)
 
 
-def cubin(source: Path, architecture: int = 90) -> Path:
-    """Machine code of a source's kernels."""
-    flags = [*ptx_command(architecture)[:-2], f"-arch=sm_{architecture}", "-cubin"]
+def cuda_cubins(architecture: int = 90) -> list[Path]:
+    """Machine code of all kernels, as ptxas makes it of :func:`cuda_ptx`."""
+    command = [_nvcc() or "nvcc", f"-arch=sm_{architecture}", "-cubin"]
+    jobs = [Job(command, ptx, ".cubin", []) for ptx in cuda_ptx(architecture=architecture)]
     with _only_one():
-        return Job(flags, source, ".cubin", [source.parent.parent]).run()
+        return _all(jobs)
 
 
 def cuda_library() -> Path:

@@ -38,8 +38,8 @@ def check_options(
             raise ValueError(f"expected bound to be positive and finite, got {bound}")
     if isinstance(scale, str):
         if scale != "sigma":
-            raise ValueError(
-                f"expected scale to be a number, a 0-d tensor or 'sigma', got {scale!r}"
+            raise TypeError(
+                f"expected scale to be a number or a 0-d tensor, or 'sigma', got {scale!r}"
             )
         if bound is not None:
             raise ValueError(
@@ -55,7 +55,7 @@ def check_options(
             )
         number = float(scale.detach()) if scale.device.type != "meta" else 1.0
     else:
-        _check_type("scale", scale, (int, float), "a number, a 0-d tensor or 'sigma'")
+        _check_type("scale", scale, (int, float), "a number or a 0-d tensor, or 'sigma'")
         number = float(scale)
     if number == 0 or not math.isfinite(number):
         raise ValueError(f"expected scale to be finite and not zero, got {number}")

@@ -185,6 +185,7 @@ def test_tied_and_one_dimensional_weights() -> None:
     [
         ({"method": "sn", "scale": "sigma"}, "no scale for method 'sn'"),
         ({"method": "bsn", "scale": "sigma"}, "no scale for method 'bsn'"),
+        ({"method": "ssn", "scale": "sigma", "bound": 1.0}, "no bound for method 'ssn'"),
         ({"method": "ssn", "scale": "Sigma"}, "or 'sigma', got 'Sigma'"),
         ({"method": "ssn", "scale": ""}, "or 'sigma', got ''"),
     ],
@@ -192,7 +193,7 @@ def test_tied_and_one_dimensional_weights() -> None:
 def test_bad_options(options: Any, text: str) -> None:
     model = small_cnn()
     before = state(model)
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((TypeError, ValueError), match=text):
         fastsn.apply(model, **options)
     assert list(model.state_dict()) == list(before)
 

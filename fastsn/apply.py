@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastsn.checks import check_options, check_weight
+from fastsn.checks import check_gradient, check_options, check_weight
 from fastsn.group import SpectralNormGroup
 from fastsn.parametrization import SpectralNorm, adopt, default_dim
 from fastsn.plan import BSN, SN
@@ -45,6 +45,7 @@ def apply(
     *,
     scale: float | Tensor | str | None = None,
     bound: float | None = None,
+    gradient: str = "constant",
     update: str = "forward",
     n_power_iterations: int = 1,
     eps: float = 1e-12,
@@ -72,6 +73,9 @@ def apply(
         bound: soft normalization, for ``"sn"`` and ``"bsn"``: ``W / max(1, sigma / bound)``, so
             that a weight whose sigma is below the bound stays as it is (Gouk et al. 2018; SNGP,
             residual flows).
+        gradient: ``"constant"``: the singular vectors are constants, as in torch. ``"through"``:
+            sigma is differentiated through the last iteration, as the paper's authors do
+            (:func:`fastsn.spectral_norm`).
         update: ``"forward"``: every training forward advances the vectors, as in torch. ``"step"``:
             once per change of the weights; the forwards between two optimizer steps share one sigma
             and one normalized weight, as in the training code of the paper's authors. A change is
@@ -118,6 +122,7 @@ def apply(
             f"use method {method.replace('ss', 's', 1)!r}"
         )
     check_options(n_power_iterations, eps, scale, update, bound)
+    check_gradient(gradient)
     chosen, notes = _select(model, include, exclude, kind == BSN, scale, bound)
     norms: dict[int, SpectralNorm] = {}
     for target in chosen:
@@ -130,6 +135,7 @@ def apply(
                 scale=scale,
                 update=update,
                 bound=bound,
+                gradient=gradient,
             )
     _register(chosen, [norms[id(target.weight)] for target in chosen])
     for target in chosen:

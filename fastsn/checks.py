@@ -11,7 +11,14 @@ from torch.nn.utils import parametrize
 
 from fastsn.state.classes import parametrizations_of
 
-__all__ = ["check_options", "check_update", "check_weight", "claim_weight", "normalizes_itself"]
+__all__ = [
+    "check_gradient",
+    "check_options",
+    "check_update",
+    "check_weight",
+    "claim_weight",
+    "normalizes_itself",
+]
 
 
 def check_options(
@@ -59,6 +66,12 @@ def check_options(
         number = float(scale)
     if number == 0 or not math.isfinite(number):
         raise ValueError(f"expected scale to be finite and not zero, got {number}")
+
+
+def check_gradient(gradient: str) -> None:
+    """Raises unless it is one of the two gradients of sigma."""
+    if gradient not in ("constant", "through"):
+        raise ValueError(f"expected gradient to be 'constant' or 'through', got {gradient!r}")
 
 
 def check_update(update: str) -> None:

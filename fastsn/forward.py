@@ -74,6 +74,7 @@ class Norm(Protocol):
     update: str
     scale: float | Tensor
     bound: float | None
+    gradient: str
     shape: tuple[int, ...]
     vector_names: tuple[tuple[str, str], ...]
     state: State
@@ -130,6 +131,7 @@ class Batch:
         self.made_at = changes
         self.n_power_iterations = first.n_power_iterations
         self.in_steps = first.update == "step"
+        self.through = first.gradient == "through"
         scales = [norm.scale for norm in norms]
         self.learned_scales = any(isinstance(scale, Tensor) for scale in scales)
         self.plan = plan_of(
@@ -139,6 +141,7 @@ class Batch:
             tuple(1.0 if isinstance(scale, Tensor) else float(scale) for scale in scales),
             first.eps,
             tuple(norm.bound or 0.0 for norm in norms),
+            tuple(norm.gradient == "through" for norm in norms),
         ).with_memory()
         names = [(norm._buffers, pair) for norm in norms for pair in norm.vector_names]
         self._us = [(buffers, u) for buffers, (u, _) in names]
@@ -262,7 +265,7 @@ def batches(norms: Sequence[Norm], weights: Sequence[Tensor]) -> list[tuple[Batc
     for i, (norm, weight) in enumerate(zip(norms, weights, strict=True)):
         key = (
             norm.training, norm.n_power_iterations, norm.update, norm.eps, norm.bound is None,
-            weight.dtype, weight.device,
+            norm.gradient, weight.dtype, weight.device,
         )  # fmt: skip
         members.setdefault(key, []).append(i)
     return [
@@ -342,6 +345,8 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
         results = _read_in_steps(batch, weights, out_dtype)
     else:
         iterations = iterations_now(batch.states, batch.training, batch.n_power_iterations)
+        if batch.through and batch.training and not iterations:
+            _refuse_recomputation()
         computed = compute(batch, weights, iterations, out_dtype)
         results = give(batch, computed, weights, keep=False)
     if around:
@@ -458,7 +463,11 @@ def _read_in_steps(
                 != scale_version(batch.norms[i].scale))
         ):  # fmt: skip
             lost.append(i)
+    if batch.through and lost:  # whose iteration is not known: another one is made
+        fresh, lost = sorted([*fresh, *lost]), []
     if fresh and regions.in_backward() != -1:
+        if batch.through:
+            _refuse_recomputation()
         fresh, lost = [], sorted([*fresh, *lost])
     kept: list[tuple[Computed, int]] = [
         (state.computed, state.place) for state in batch.states  # type: ignore[misc]
@@ -469,6 +478,13 @@ def _read_in_steps(
     if weights[0].is_cuda:
         _wait_for(computed for computed, _ in kept)
     return give(batch, _gather(batch, kept), weights, keep=True)
+
+
+def _refuse_recomputation() -> None:
+    raise RuntimeError(
+        "fastsn: a backward recomputes a forward with gradient='through', and does not know the "
+        "iteration that it made: use torch.utils.checkpoint"
+    )
 
 
 def _compute_and_keep(

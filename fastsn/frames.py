@@ -32,7 +32,7 @@ from fastsn.forward import (
     recall,
 )
 from fastsn.node import Use
-from fastsn.op import Numbers, library, normalize
+from fastsn.op import Numbers, library, normalize, part_of
 from fastsn.state.ranks import require_plain
 from fastsn.step import capture_now, look, scale_version
 
@@ -155,6 +155,9 @@ class Block:
                 own = [pairs[j] for j in self.batch.plan.views_at([i])]
                 vectors = [u for u, _ in own], [v for _, v in own]
                 part = compute(alone(norm), [weight], 0, out_dtype, vectors)
+                if self.batch.through:  # the iteration that made these vectors
+                    made = part_of(self.batch.plan, computed.numbers, [i]).vectors
+                    part.numbers = part.numbers._replace(vectors=made)
             results = self.others[key] = give(alone(norm), part, [weight], keep=True)
             note(entered, [norm.state], part)
         return results
@@ -374,6 +377,12 @@ def traced_batch(batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
         )
     # Another process, which gets an exported program, has neither our weights nor our frames.
     looks = (batch.in_steps or current() is not None) and not torch.compiler.is_exporting()
+    if iterations and looks and batch.through:
+        raise RuntimeError(
+            "fastsn: expected gradient='through' with update='forward' in a model that is compiled "
+            "as a whole, got update='step' or a part of a grouped model: its iteration is not seen "
+            "by the compiled code"
+        )
     if iterations and looks:
         with torch.no_grad():
             torch.ops.fastsn.advance([weight.detach() for weight in weights], us, vs, batch.handles)

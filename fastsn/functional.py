@@ -39,6 +39,7 @@ def spectral_normalize(
     bidirectional: bool | Sequence[bool] = False,
     scale: float | Tensor | Sequence[float] = 1.0,
     bound: float | None | Sequence[float | None] = None,
+    gradient: str = "constant",
     n_power_iterations: int = 1,
     eps: float = 1e-12,
     out_dtype: torch.dtype | None = None,
@@ -63,6 +64,8 @@ def spectral_normalize(
             (``[k]``) that may need gradients.
         bound: of soft norms, ``weights[i] * scale / max(1, sigma_i / bound)``: one for all, or one
             per weight; None for hard ones.
+        gradient: ``"constant"``, or ``"through"``: sigma is differentiated through the last
+            iteration, of which only the given right vectors are constants.
         n_power_iterations: 0 evaluates sigma at the given vectors and returns those.
         eps: lower bound of the norms the vectors are divided by.
         out_dtype: dtype of the normalized weights. Default: that of the weights.
@@ -108,7 +111,10 @@ def spectral_normalize(
     scales, scale_tensor = _scales(scale, k)
     shapes = tuple(tuple(weight.shape) for weight in weights)
     bounds = _bounds(bound, k)
-    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), float(eps), bounds)
+    if gradient not in ("constant", "through"):
+        raise ValueError(f"expected gradient to be 'constant' or 'through', got {gradient!r}")
+    through = (gradient == "through",) * k
+    plan = plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), float(eps), bounds, through)
     views = plan.flat_views
     for name, given, sizes in (
         ("us", us, [view.rows for view in views]),

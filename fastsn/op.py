@@ -10,7 +10,8 @@ somebody watches it.
 Layout of the arguments, for ``k`` weights with one view (unfolding) each, or two for BSN:
 
 * ``us``, ``vs``: one entry per view, in order: ``[rows]`` and ``[cols]`` of the unfolding;
-* ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.plan`;
+* ``dims``, ``kinds``: ``k`` integers, kinds as in :mod:`fastsn.plan`, plus :data:`THROUGH` where
+  sigma is differentiated through the last iteration;
 * ``scales``: ``k`` floats, used where ``scale_tensor`` (``[k]``) is None;
 * ``bounds``: ``k`` floats, of soft norms, and 0 for hard ones;
 * results: ``weights_sn`` like the weights (in ``out_dtype``), ``sigmas`` ``[k]``, ``vectors`` (per
@@ -33,6 +34,9 @@ from fastsn.backends import call, reference
 from fastsn.plan import Plan, plan_of
 
 __all__ = ["Numbers", "gradients", "library", "normalize", "part_of"]
+
+#: In the op's schema, added to a kind: its sigma is differentiated through the last iteration.
+THROUGH = 4
 
 library: Any = torch.library.Library("fastsn", "DEF")
 library.define(
@@ -99,7 +103,7 @@ def normalize(
         results = _traced(plan, *given, n_power_iterations, out_dtype, backend)
     if store:
         with torch.no_grad():
-            call.store_vectors(results[2], us, vs)
+            call.store_vectors(plan, results[2], us, vs)
     return Numbers(*results)
 
 
@@ -109,7 +113,7 @@ def _store_transformed(
     with torch.no_grad():
         if not any(map(torch._C._functorch.is_batchedtensor, us)):
             # which functorch lets pass for vectors that the function has captured, unlike copy_
-            return call.store_vectors(vectors, us, vs)
+            return call.store_vectors(plan, vectors, us, vs)
         for pair, u, v in zip(plan.split(vectors), us, vs, strict=True):
             u.copy_(pair[0])
             v.copy_(pair[1])
@@ -197,11 +201,11 @@ def _some_gradients(
 
 def part_of(plan: Plan, numbers: Numbers, indices: Sequence[int]) -> Numbers:
     """The numbers of some weights. By slices, so that no index is sent to the device."""
-    pairs, own = plan.split(numbers.vectors), plan.views_at(indices)
+    kept, own = plan.split_all(numbers.vectors), plan.views_at(indices)
     return Numbers(
         [numbers.weights_sn[i] for i in indices],
         torch.stack([numbers.sigmas[i] for i in indices]),
-        torch.cat([vector for j in own for vector in pairs[j]]),
+        torch.cat([vector for j in own for vector in kept[j] if vector is not None]),
         torch.stack([numbers.view_stats[j] for j in own]),
     )
 
@@ -238,8 +242,8 @@ def _traced(
     backend: str,
 ) -> Any:  # fmt: skip
     return torch.ops.fastsn.spectral_normalize(
-        weights, us, vs, plan.dims, plan.kinds, plan.scales, plan.bounds, scale_tensor, n, plan.eps,
-        out_dtype, backend,
+        weights, us, vs, plan.dims, _coded(plan), plan.scales, plan.bounds, scale_tensor, n,
+        plan.eps, out_dtype, backend,
     )  # fmt: skip
 
 
@@ -248,7 +252,7 @@ def _traced_backward(
     view_stats: Any, scale_tensor: Any, dtype: torch.dtype, backend: str,
 ) -> Any:  # fmt: skip
     return torch.ops.fastsn.spectral_normalize_backward(
-        grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims, plan.kinds,
+        grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims, _coded(plan),
         plan.scales, plan.bounds, scale_tensor, dtype, backend,
     )  # fmt: skip
 
@@ -257,7 +261,15 @@ def _plan(
     weights: Sequence[Tensor], dims: Any, kinds: Any, scales: Any, bounds: Any, eps: float = 0.0
 ) -> Plan:
     shapes = tuple(tuple(weight.shape) for weight in weights)
-    return plan_of(shapes, tuple(dims), tuple(kinds), tuple(scales), eps, tuple(bounds))
+    through = tuple(kind >= THROUGH for kind in kinds)
+    kinds = tuple(kind % THROUGH for kind in kinds)
+    return plan_of(shapes, tuple(dims), kinds, tuple(scales), eps, tuple(bounds), through)
+
+
+def _coded(plan: Plan) -> list[int]:
+    return [
+        kind + THROUGH * through for kind, through in zip(plan.kinds, plan.through, strict=True)
+    ]
 
 
 def _forward_op(kernel: Any) -> Any:

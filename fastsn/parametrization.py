@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastsn.checks import check_options, check_weight, claim_weight
+from fastsn.checks import check_gradient, check_options, check_weight, claim_weight
 from fastsn.forward import State, alone, compute, settings_changed
 from fastsn.frames import read
 from fastsn.functional import normalize_dim
@@ -32,7 +32,7 @@ _ROUNDS, _STILL = 40, 1e-5
 
 #: Attributes that plans are made of.
 _SETTINGS = frozenset(
-    {"bound", "dim", "eps", "kind", "n_power_iterations", "scale", "shape", "update"}
+    {"bound", "gradient", "dim", "eps", "kind", "n_power_iterations", "scale", "shape", "update"}
 )
 
 
@@ -50,6 +50,8 @@ class SpectralNorm(nn.Module):
         eps: lower bound of the norms the vectors are divided by.
         update: ``"forward"`` or ``"step"``, see :func:`fastsn.apply`.
         bound: of a soft norm, ``W / max(1, sigma / bound)``; None for a hard one.
+        gradient: ``"constant"``, or ``"through"`` where sigma is differentiated through the last
+            iteration.
         scale: float, or a 0-d tensor that may need gradients.
         learns_sigma: its scale is a parameter of its own that began at sigma (``scale="sigma"``).
         state: what belongs to this process alone; copies and pickles begin with a new one.
@@ -64,6 +66,7 @@ class SpectralNorm(nn.Module):
     eps: float
     update: str
     bound: float | None = None  # here for norms from pickles of before
+    gradient: str = "constant"
     learns_sigma: bool = False
     scale: float | Tensor
     state: State
@@ -79,12 +82,14 @@ class SpectralNorm(nn.Module):
         scale: float | Tensor | str = 1.0,
         update: str = "forward",
         bound: float | None = None,
+        gradient: str = "constant",
         vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Draws the vectors and warms them up, unless they are given, by buffer name."""
         super().__init__()
         self.dim = normalize_dim(dim, weight.ndim)  # first, as in torch
         check_options(n_power_iterations, eps, scale, update, bound)
+        check_gradient(gradient)
         if kind == BSN and weight.ndim > 2 and self.dim > 1:
             raise ValueError(
                 f"Expected dim to be 0 or 1 for a bidirectional norm, but got dim={self.dim}"
@@ -95,6 +100,7 @@ class SpectralNorm(nn.Module):
         self.eps = eps
         self.update = update
         self.bound = None if bound is None else float(bound)
+        self.gradient = gradient
         self.learns_sigma = isinstance(scale, str)
         _hold_scale(self, 1.0 if isinstance(scale, str) else scale)
         self.state = State(self)
@@ -229,7 +235,8 @@ class SpectralNorm(nn.Module):
         scale = "sigma" if self.learns_sigma else scale
         text = f"{name}, dim={self.dim}, n_power_iterations={self.n_power_iterations}"
         text += f", scale={scale}"
-        return text if self.bound is None else f"{text}, bound={self.bound:g}"
+        text += "" if self.bound is None else f", bound={self.bound:g}"
+        return text if self.gradient == "constant" else f"{text}, gradient={self.gradient}"
 
 
 def spectral_norm(
@@ -242,6 +249,7 @@ def spectral_norm(
     bidirectional: bool = False,
     scale: float | Tensor | str = 1.0,
     bound: float | None = None,
+    gradient: str = "constant",
 ) -> nn.Module:
     r"""Normalizes one weight of a module by its spectral norm: a drop-in for torch's
     ``spectral_norm``.
@@ -272,6 +280,10 @@ def spectral_norm(
             first what it did before (sigma-Reparam, Zhai et al. 2023).
         bound: soft normalization, ``scale * W / max(1, sigma / bound)``: a weight whose sigma is
             below the bound stays as it is (Gouk et al. 2018; SNGP, residual flows).
+        gradient: ``"constant"``: the singular vectors are constants (Miyato et al. 2018), as in
+            torch. ``"through"``: sigma is differentiated through the last iteration, as in the
+            training code of the BSSN paper's authors. In evaluation mode nothing is iterated, and
+            both are the same.
 
     Returns:
         ``module``, whose ``name`` is now a property; the parameter is
@@ -294,7 +306,10 @@ def spectral_norm(
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
         raise TypeError(f"expected dim to be an int or None, got {dim!r}")
     kind = BSN if bidirectional else SN
-    return register(module, name, n_power_iterations, eps, dim, kind=kind, scale=scale, bound=bound)
+    return register(
+        module, name, n_power_iterations, eps, dim, kind=kind, scale=scale, bound=bound,
+        gradient=gradient,
+    )  # fmt: skip
 
 
 def register(
@@ -308,13 +323,15 @@ def register(
     scale: float | Tensor | str,
     update: str = "forward",
     bound: float | None = None,
+    gradient: str = "constant",
 ) -> nn.Module:
     """:func:`spectral_norm` with every option of :class:`SpectralNorm`."""
     weight = check_weight(module, name)
     dim = default_dim(module) if dim is None else dim
     norm = SpectralNorm(
-        weight, n_power_iterations, dim, eps, kind=kind, scale=scale, update=update, bound=bound
-    )
+        weight, n_power_iterations, dim, eps, kind=kind, scale=scale, update=update, bound=bound,
+        gradient=gradient,
+    )  # fmt: skip
     # Registration reads the weight once to check its dtype; autocast would change it.
     with torch.autocast(weight.device.type, enabled=False):
         parametrize.register_parametrization(module, name, norm)

@@ -66,10 +66,13 @@ class Plan:
         shapes: of the weights.
         dims, kinds, scales: as in the op's schema; ``scales`` counts where no tensor is given.
         bounds: of soft norms, 0 for hard ones: divided by ``max(1, sigma / bound)``.
-        needs: what a backend must have a kernel for beside the plain norm: ``"bound"``.
+        through: which sigmas are differentiated through the last iteration.
+        needs: what a backend must have a kernel for beside the plain norm: ``"bound"``,
+            ``"gradient"``.
         views: the unfoldings of each weight.
         flat_views: those of all weights, in order.
-        sizes: lengths of all vectors, per unfolding u, then v.
+        sizes: lengths of all vectors, per unfolding u, then v, and of ``through`` what v was before
+            the last iteration.
         eps: lower bound of the norms the vectors are divided by.
         elements: of all weights.
         any_contiguous: compiled kernels walk every contiguous weight in place.
@@ -79,7 +82,7 @@ class Plan:
 
     __slots__ = (
         "_memory", "_parts", "any_contiguous", "bounds", "dims", "elements", "eps", "firsts",
-        "flat_views", "kinds", "needs", "scales", "shapes", "sizes", "views",
+        "flat_views", "kinds", "needs", "scales", "shapes", "sizes", "through", "views",
     )  # fmt: skip
 
     def __init__(
@@ -90,10 +93,13 @@ class Plan:
         scales: tuple[float, ...],
         eps: float,
         bounds: tuple[float, ...] = (),
+        through: tuple[bool, ...] = (),
     ) -> None:
         self.shapes = shapes
         self.bounds = list(bounds) or [0.0] * len(shapes)
-        self.needs = ("bound",) if any(self.bounds) else ()
+        self.through = list(through) or [False] * len(shapes)
+        needs = ("bound", any(self.bounds)), ("gradient", any(self.through))
+        self.needs = tuple(name for name, needed in needs if needed)
         self.dims, self.kinds, self.scales = list(dims), list(kinds), list(scales)
         self.eps = eps
         self.any_contiguous = all(
@@ -102,7 +108,12 @@ class Plan:
         self.views = [views_of(*each) for each in zip(shapes, dims, kinds, strict=True)]
         self.elements = sum(views[0].rows * views[0].cols for views in self.views)
         self.flat_views = [view for views in self.views for view in views]
-        self.sizes = [size for view in self.flat_views for size in (view.rows, view.cols)]
+        self.sizes = [
+            size
+            for views, through in zip(self.views, self.through, strict=True)
+            for view in views
+            for size in (view.rows, view.cols, view.cols)[: 3 if through else 2]
+        ]
         self.firsts = [0]  # the first unfolding of each weight
         for views in self.views:
             self.firsts.append(self.firsts[-1] + len(views))
@@ -138,13 +149,25 @@ class Plan:
                 tuple(self.scales[i] for i in key),
                 self.eps,
                 tuple(self.bounds[i] for i in key),
+                tuple(self.through[i] for i in key),
             )
         return self._parts[key]
 
     def split(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The op's flat ``vectors`` as ``(u [rows], v [cols])`` per unfolding."""
+        if any(self.through):
+            return [(u, v) for u, v, _ in self.split_all(vectors)]
         parts = vectors.split(self.sizes)
         return list(zip(parts[0::2], parts[1::2], strict=True))
+
+    def split_all(self, vectors: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """As :meth:`split`, with what v was before the last iteration, where that is kept."""
+        parts = iter(vectors.split(self.sizes))
+        return [
+            (next(parts), next(parts), next(parts) if through else None)
+            for views, through in zip(self.views, self.through, strict=True)
+            for _ in views
+        ]
 
 
 def plan_of(
@@ -154,14 +177,15 @@ def plan_of(
     scales: tuple[float, ...],
     eps: float,
     bounds: tuple[float, ...] = (),
+    through: tuple[bool, ...] = (),
 ) -> Plan:
     """The plan for such weights: the same object for equal arguments."""
     if torch.compiler.is_compiling():  # which sees through caches
-        return Plan(shapes, dims, kinds, scales, eps, bounds)
+        return Plan(shapes, dims, kinds, scales, eps, bounds, through)
     try:
-        return _plan_of(shapes, dims, kinds, scales, eps, bounds)
+        return _plan_of(shapes, dims, kinds, scales, eps, bounds, through)
     except TypeError:  # symbolic sizes, which have no hash
-        return Plan(shapes, dims, kinds, scales, eps, bounds)
+        return Plan(shapes, dims, kinds, scales, eps, bounds, through)
 
 
 def _no_memory() -> None:

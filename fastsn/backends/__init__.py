@@ -98,13 +98,13 @@ BACKENDS = {
             reference.backward,
             reference.unsupported_reasons,
             any_layout=True,
-            options=frozenset({"bound"}),
+            options=frozenset({"bound", "gradient"}),
         ),
     )
 }
 
 #: Options of the norm that not every backend has kernels for.
-OPTIONS = ("bound",)
+OPTIONS = ("bound", "gradient")
 
 #: Order in which ``auto`` tries the backends.
 ORDER = tuple(BACKENDS)

@@ -63,17 +63,16 @@ def forward(
     if in_kernel:
         torch.autograd.graph.increment_version((*us, *vs))
     elif store:
-        store_vectors(vectors, *given)
+        store_vectors(plan, vectors, *given)
     if laid_out is not weights:
         results = _restore_layouts(results, weights, laid_out, plan, used_plan)
     return results, sigmas, vectors, view_stats
 
 
-def store_vectors(vectors: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
+def store_vectors(plan: Plan, vectors: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
     """Puts the op's flat ``vectors`` into ``us`` and ``vs``, in place."""
-    sizes = [vector.numel() for pair in zip(us, vs, strict=True) for vector in pair]
-    parts = vectors.split(sizes)
-    torch._foreach_copy_([*us, *vs], [*parts[0::2], *parts[1::2]])
+    pairs = plan.split(vectors)
+    torch._foreach_copy_([*us, *vs], [*(u for u, _ in pairs), *(v for _, v in pairs)])
 
 
 def backward(
@@ -144,8 +143,9 @@ def _native_layouts(plan: Plan, weights: Sequence[Tensor]) -> tuple[Sequence[Ten
     if dims != plan.dims:
         shapes = tuple(tuple(weight.shape) for weight in laid_out)
         plan = plan_of(
-            shapes, tuple(dims), tuple(plan.kinds), tuple(plan.scales), plan.eps, tuple(plan.bounds)
-        )
+            shapes, tuple(dims), tuple(plan.kinds), tuple(plan.scales), plan.eps,
+            tuple(plan.bounds), tuple(plan.through),
+        )  # fmt: skip
     return laid_out, plan
 
 

@@ -37,6 +37,12 @@ between.
 
 the boundary being that of ``torch.clamp``.
 
+**Gradient through the iteration.** The paper's authors differentiate sigma through the last
+iteration as well; only ``v0``, what ``v`` was before it, is a constant. With ``s = M v0`` that
+adds to ``S``, for each unfolding, ``a_d fold_d(p v0^H)`` with ``p = (M v - sigma_d u) / ||s||``.
+``M`` is had from ``W_sn``. For derivatives of higher order ``u`` and ``v`` are functions of ``M``,
+too. Where nothing was iterated ``v0`` is 0, and has no part.
+
 **Degenerate cases.** Where a norm in the iteration is zero or not finite, the weight's vectors stay
 as they were. ``sigma = 0`` gives ``W_sn = 0`` and zero gradients; a soft norm has no such case.
 """
@@ -95,10 +101,12 @@ def forward(
     accumulate = accumulate_dtype(weights[0].dtype)
     for i, weight in enumerate(weights):
         wide = weight.to(accumulate)
-        pairs, view_sigmas = _advance(plan, i, wide, us, vs, n_power_iterations)
+        pairs, view_sigmas, befores = _advance(plan, i, wide, us, vs, n_power_iterations)
         sigma = torch.zeros((), dtype=accumulate, device=weight.device).abs()
-        for view, (u, v), view_sigma in zip(plan.views[i], pairs, view_sigmas, strict=True):
-            vectors += [u, v]
+        for view, (u, v), view_sigma, before in zip(
+            plan.views[i], pairs, view_sigmas, befores, strict=True
+        ):
+            vectors += [u, v, before] if plan.through[i] else [u, v]
             stats.append(torch.stack([view_sigma, _alpha(u, v, view.coefficient)]))
             sigma = sigma + view.coefficient * view_sigma
         result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma), plan.bounds[i])
@@ -120,20 +128,26 @@ def differentiable(
 
     torch's own rules then give Eq. 12, batched and forward-mode derivatives included.
     """
-    weights_sn, sigmas, vectors, stats = [], [], [], []
+    weights_sn, sigmas, stats = [], [], []
+    vectors: list[Tensor] = []
     accumulate = accumulate_dtype(weights[0].dtype)
     for i, weight in enumerate(weights):
         wide = weight.to(accumulate)
         with torch.no_grad():
-            pairs, view_sigmas = _advance(plan, i, wide.detach(), us, vs, n_power_iterations)
+            pairs, view_sigmas, befores = _advance(
+                plan, i, wide.detach(), us, vs, n_power_iterations
+            )
             alphas = [
                 _alpha(u, v, view.coefficient)
                 for view, (u, v) in zip(plan.views[i], pairs, strict=True)
             ]
             direction = sigma_gradient(plan.shapes[i], plan.views[i], pairs, alphas)
-        vectors += [vector for pair in pairs for vector in pair]
+        for pair, before in zip(pairs, befores, strict=True):
+            vectors += [*pair, before] if plan.through[i] else pair
         stats += [torch.stack(both) for both in zip(view_sigmas, alphas, strict=True)]
         sigma = inner(direction, wide)
+        if plan.through[i] and n_power_iterations:
+            sigma = _iterated_sigma(plan, i, wide, befores, sigma)
         result = _scaled(wide, sigma, _scale(plan, scale_tensor, i, sigma), plan.bounds[i])
         weights_sn.append(result.to(out_dtype or weight.dtype))
         sigmas.append(sigma)
@@ -142,8 +156,9 @@ def differentiable(
 
 def _advance(
     plan: Plan, i: int, wide: Tensor, us: Sequence[Tensor], vs: Sequence[Tensor], n: int
-) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-    """New vectors and sigma of each unfolding of weight ``i``; the old ones if a norm is bad."""
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
+    """New vectors of each unfolding of weight ``i``, or the old ones if a norm is bad; its sigma;
+    and what v was before the last iteration, 0 where there was none."""
     own = range(plan.firsts[i], plan.firsts[i + 1])
     given = [(us[j].to(wide.dtype), vs[j].to(wide.dtype)) for j in own]
     steps = [
@@ -153,9 +168,27 @@ def _advance(
     good = torch.stack([step[3] for step in steps]).all()
     pairs = [
         (torch.where(good, u, pair[0]), torch.where(good, v, pair[1]))
-        for (u, v, _, _), pair in zip(steps, given, strict=True)
+        for (u, v, *_), pair in zip(steps, given, strict=True)
     ]
-    return pairs, [step[2] for step in steps]
+    befores = [torch.where(good, step[4], 0) for step in steps]
+    return pairs, [step[2] for step in steps], befores
+
+
+def _iterated_sigma(
+    plan: Plan, i: int, wide: Tensor, befores: Sequence[Tensor], otherwise: Tensor
+) -> Tensor:
+    """Sigma as a function of the weight through the last iteration, with derivatives of any kind.
+
+    Args:
+        otherwise: sigma of a weight whose iteration has failed.
+    """
+    total = torch.zeros_like(otherwise)
+    for view, before in zip(plan.views[i], befores, strict=True):
+        matrix = unfold(wide, view.dim)
+        s = torch.mv(matrix, before)
+        t = torch.mv(matrix.mH, s * reciprocal(norm(s)))
+        total = total + view.coefficient * norm(t)
+    return torch.where(total == 0, otherwise, total)
 
 
 def _scale(plan: Plan, scale_tensor: Tensor | None, i: int, like: Tensor) -> Any:
@@ -173,20 +206,23 @@ def _scaled(wide: Tensor, sigma: Tensor, scale: Any, bound: float) -> Tensor:
 
 def _iterate(
     matrix: Tensor, u: Tensor, v: Tensor, kind: int, n_power_iterations: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Power iteration of one unfolding: ``(u, v, sigma, every norm was finite and positive)``."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Power iteration of one unfolding: ``(u, v, sigma, every norm was finite and positive, v
+    before the last iteration)``."""
     if kind == SN_V_FIRST:
-        v, u, sigma, good = _iterate(matrix.mH, v, u, 0, n_power_iterations, eps)
-        return u, v, sigma, good
+        v, u, sigma, good, _ = _iterate(matrix.mH, v, u, 0, n_power_iterations, eps)
+        return u, v, sigma, good, torch.zeros_like(v)
     good = torch.ones((), dtype=torch.bool, device=matrix.device)
     if n_power_iterations == 0:
         lengths = norm(u) * norm(v)
         product = torch.vdot(u, torch.mv(matrix, v))
         product = product.real if product.is_complex() else product
         empty = lengths == 0
-        return u, v, torch.where(empty, lengths, product / torch.where(empty, 1, lengths)), good
+        sigma = torch.where(empty, lengths, product / torch.where(empty, 1, lengths))
+        return u, v, sigma, good, torch.zeros_like(v)
     t_norm = u_norm = norm(u)
     for _ in range(n_power_iterations):
+        before = v
         s = torch.mv(matrix, v)
         s_norm = norm(s)
         u = s / s_norm.clamp_min(eps)
@@ -196,7 +232,8 @@ def _iterate(
         u_norm = s_norm / s_norm.clamp_min(eps)
         good = good & _usable(s_norm) & _usable(t_norm)
     empty = u_norm == 0
-    return u, v, torch.where(empty, t_norm, t_norm / torch.where(empty, 1, u_norm)), good
+    sigma = torch.where(empty, t_norm, t_norm / torch.where(empty, 1, u_norm))
+    return u, v, sigma, good, before
 
 
 def backward(
@@ -232,14 +269,15 @@ def gradients(
 ) -> tuple[list[Tensor], Tensor]:
     """:func:`backward` in ``vectors``' dtype, out of place: it is differentiable itself."""
     grad_weights, grad_scales = [], []
-    pairs = plan.split(vectors)
+    kept = plan.split_all(vectors)
     for i, (grad, weight_sn) in enumerate(zip(grads, weights_sn, strict=True)):
         own = range(plan.firsts[i], plan.firsts[i + 1])
         wide, sigma = grad.to(vectors.dtype), sigmas[i]
-        direction = sigma_gradient(
-            plan.shapes[i], plan.views[i], [pairs[j] for j in own], [view_stats[j, 1] for j in own]
-        )
         scale = _scale(plan, scale_tensor, i, sigma)
+        direction = _direction(
+            plan, i, [kept[j] for j in own], [view_stats[j, 1] for j in own],
+            weight_sn.to(vectors.dtype), sigma, scale,
+        )  # fmt: skip
         product = inner(wide, weight_sn.to(vectors.dtype))
         if bound := plan.bounds[i]:
             ratio = sigma / bound
@@ -270,17 +308,16 @@ def tangents(
     of soft norms ``dW_sn = scale dW / t - [binds] W_sn dsigma / sigma + W_sn dscale / scale``.
     """
     results, sigma_dots = [], []
-    pairs = plan.split(vectors)
+    kept = plan.split_all(vectors)
     for i, (dot, weight_sn) in enumerate(zip(dots, weights_sn, strict=True)):
         own = range(plan.firsts[i], plan.firsts[i + 1])
         sigma, wide = sigmas[i], weight_sn.to(vectors.dtype)
         scale = _scale(plan, scale_tensor, i, sigma)
         result, sigma_dot = torch.zeros_like(wide), torch.zeros_like(sigma)
         if dot is not None:
-            direction = sigma_gradient(
-                plan.shapes[i], plan.views[i], [pairs[j] for j in own],
-                [view_stats[j, 1] for j in own],
-            )  # fmt: skip
+            direction = _direction(
+                plan, i, [kept[j] for j in own], [view_stats[j, 1] for j in own], wide, sigma, scale
+            )
             sigma_dot = inner(direction, dot.to(vectors.dtype))
             if bound := plan.bounds[i]:
                 ratio = sigma / bound
@@ -293,6 +330,40 @@ def tangents(
         results.append(result.to(weight_sn.dtype))
         sigma_dots.append(sigma_dot)
     return *results, torch.stack(sigma_dots)
+
+
+def _direction(
+    plan: Plan,
+    i: int,
+    kept: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+    alphas: Sequence[Tensor],
+    weight_sn: Tensor,
+    sigma: Tensor,
+    scale: Any,
+) -> Tensor:
+    """``S`` of weight ``i``; with the part of ``v0`` where sigma is differentiated through it."""
+    pairs = [(u, v) for u, v, _ in kept]
+    if not plan.through[i]:
+        return sigma_gradient(plan.shapes[i], plan.views[i], pairs, alphas)
+    bound = plan.bounds[i]
+    divisor = (sigma / bound).clamp_min(1) if bound else sigma
+    wide = weight_sn * (divisor / scale)
+    parts = []
+    for view, (u, v, before), alpha in zip(plan.views[i], kept, alphas, strict=True):
+        assert before is not None
+        matrix = unfold(wide, view.dim)
+        s = torch.mv(matrix, before)
+        s_inverse = reciprocal(norm(s))
+        if torch.is_grad_enabled():  # to be differentiated again
+            iterated = before.abs().sum() != 0
+            u = torch.where(iterated, s * s_inverse, u)
+            t = torch.mv(matrix.mH, u)
+            v = torch.where(iterated, t * reciprocal(norm(t)), v)
+        image = torch.mv(matrix, v)
+        p = (image - inner(u, image) * u) * (s_inverse * view.coefficient)
+        both = torch.outer(alpha * u, v.conj()) + torch.outer(p, before.conj())
+        parts.append(fold(both, plan.shapes[i], view.dim))
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def sigma_gradient(

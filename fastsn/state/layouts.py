@@ -212,6 +212,8 @@ def note_settings(norm: Any, destination: Any, prefix: str) -> None:
         del settings["scale"]
     if norm.bound is not None:
         settings["bound"] = norm.bound
+    if norm.gradient != "constant":
+        settings["gradient"] = norm.gradient  # of how it was trained: any model reads it
     metadata.setdefault(prefix[:-1], {})["fastsn"] = settings
 
 

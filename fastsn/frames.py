@@ -372,8 +372,8 @@ def traced_batch(batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
     iterations = batch.n_power_iterations if batch.training else 0
     if iterations and _exporting_to_onnx():
         raise RuntimeError(
-            "fastsn: expected a model in evaluation mode, got one that is exported to ONNX while "
-            "it trains: call model.eval(), or fastsn.fold(model), first"
+            "fastsn: expected a model in evaluation mode, got one exported to ONNX in training: "
+            "call model.eval(), or fastsn.fold(model), first"
         )
     # Another process, which gets an exported program, has neither our weights nor our frames.
     looks = (batch.in_steps or current() is not None) and not torch.compiler.is_exporting()

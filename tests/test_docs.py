@@ -41,6 +41,9 @@ PAGES = {
 #: Python blocks that cannot run here, of all pages.
 NOT_RUN = 0
 
+#: Pages whose Python blocks another file of tests runs: each is a program of its own there.
+ELSEWHERE = {"docs/recipes.md": "test_recipes.py"}
+
 BLOCK = re.compile(r"((?:^<!--.*?-->\n)*)^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"<!-- (output|with|not run)(?:: (.+?))? -->")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -70,11 +73,10 @@ def blocks_of(name: str) -> list[Block]:
 
 
 BLOCKS = {name: blocks_of(name) for name in PAGES}
-# The recipes need other packages: tests/test_recipes.py runs them, those whose packages are there.
 WITH_PYTHON = [
     name
     for name in PAGES
-    if any(b.language == "python" for b in BLOCKS[name]) and name != "docs/recipes.md"
+    if name not in ELSEWHERE and any(block.language == "python" for block in BLOCKS[name])
 ]
 
 
@@ -104,6 +106,12 @@ def test_pages_are_found() -> None:
     assert {"README.md", "docs/index.md", "docs/methods.md", "docs/converting.md"} <= set(
         WITH_PYTHON
     )
+
+
+def test_pages_that_are_run_elsewhere_are() -> None:
+    for page, tests in ELSEWHERE.items():
+        if page in PAGES:
+            assert Path(page).name in (ROOT / "tests" / tests).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PAGES)

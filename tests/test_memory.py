@@ -209,6 +209,15 @@ def test_no_more_than_two_of_a_kind_are_kept_and_all_are_given_back() -> None:
     assert not memory._pieces
 
 
+def test_a_group_gives_memory_back() -> None:
+    layers = model()
+    seen = weights(layers)
+    before = [weight.detach().clone() for weight in seen]
+    fastsn.group_of(layers).release_memory()
+    assert not large(seen) & large(weights(layers))
+    assert all(map(torch.equal, seen, before))
+
+
 def test_memory_dies_with_its_layers() -> None:
     layers = model()
     weights(layers)

@@ -155,8 +155,13 @@ def _like_layouts(
     laid_out: Sequence[Tensor],
     plan: Plan,
     used_plan: Plan,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Gradients of ``weights`` with the strides and dtypes of ``laid_out``."""
+    if laid_out is weights and not [
+        grad for grad, weight in zip(grads, weights, strict=True)
+        if grad.dtype is not weight.dtype or not grad.is_contiguous() or not weight.is_contiguous()
+    ]:  # fmt: skip
+        return grads
     results = []
     for i, (grad, used) in enumerate(zip(grads, laid_out, strict=True)):
         if used is not weights[i] and plan.dims[i] != used_plan.dims[i]:

@@ -424,7 +424,9 @@ def _transformed(batch: Batch, weights: Sequence[Tensor], out_dtype: torch.dtype
             state.sight is None or not state.sight.shows(weight, None)
             for state, weight in zip(batch.states, map(_unwrapped, weights), strict=True)
         ]
-        iterations = iterations if any(fresh) else 0
+        iterations = iterations if any(fresh) or batch.through else 0
+    elif batch.through and batch.training and not iterations:
+        _refuse_recomputation()
     us, vs = batch.vectors()
     scale_tensor = batch.scale_tensor(weights[0].device)
     numbers = normalize(

@@ -206,6 +206,28 @@ def test_step_mode_iterates_again_where_the_iteration_is_not_known() -> None:
     assert all(map(torch.equal, after, vectors(model)))
 
 
+def test_functorch_in_step_mode() -> None:
+    """Its results belong to the transform, and nothing is kept: each makes an iteration."""
+    model = nn.Sequential(nn.Linear(4, 3)).double()
+    fastsn.apply(model, "sn", gradient="through", update="step")
+    held = model[0].parametrizations.weight
+    weight, x = held.original.detach().clone(), torch.randn(2, 4).double()
+
+    def run(weight: Tensor) -> Tensor:
+        name = "0.parametrizations.weight.original"
+        return functional_call(model, {name: weight}, (x,)).square().sum()
+
+    with torch.no_grad():
+        held[0]._v.copy_(F.normalize(torch.randn(4).double(), dim=0))
+    for _ in range(2):
+        v = held[0]._v.clone()
+        grad = torch.func.grad(run)(weight)
+        given = weight.clone().requires_grad_()
+        out = F.linear(x, given / oracle(given, [v], [0]), model[0].bias)
+        (expected,) = torch.autograd.grad(out.square().sum(), given)
+        torch.testing.assert_close(grad, expected)
+
+
 def test_checkpoints() -> None:
     for update in ("forward", "step"):
         model = small_cnn()

@@ -23,6 +23,9 @@ from fastsn.state.classes import GROUP, own_class, parametrizations_of
 
 __all__ = ["convert", "fold"]
 
+#: Module and class of hooks that divide by ``max(1, sigma / coeff)``: DUE's, invertible-resnet's.
+_SOFT_HOOKS = {("spectral_norm_fc", "SpectralNormFC"), ("spectral_norm_fc", "SpectralNorm")}
+
 
 def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
     """Replaces torch's spectral norms in ``model``, of either API, by fastsn's, as one group.
@@ -36,8 +39,10 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
         model: changed in place.
         update: ``"forward"`` as torch, or ``"step"``; see :func:`fastsn.apply`.
 
-    Only torch's own two classes are taken over. A subclass, whose numbers may be others (a soft
-    norm, say), and layers that normalize themselves (BigGAN's, mimicry's) are left as they are.
+    Torch's own two classes are taken over, and by name, without an import, the soft norms of linear
+    layers of DUE (``spectral_norm_fc``) and of invertible-resnet, whose ``coeff`` is ``bound``. Any
+    other subclass, whose numbers may be others, and layers that normalize themselves (BigGAN's,
+    mimicry's) are left as they are.
 
     Returns:
         The group; ``print`` it to see what was converted and what was not, and why.
@@ -62,7 +67,7 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
         (name, layer, key, hook)
         for name, layer in model.named_modules()
         for key, hook in layer._forward_pre_hooks.items()
-        if type(hook) is TorchHook
+        if _is_known_hook(hook)
     ]
     for name, layer, _, hook in hooked:
         _check_hooked(name, layer, hook)
@@ -83,11 +88,23 @@ def convert(model: nn.Module, *, update: str = "forward") -> SpectralNormGroup:
         )
     for name, layer, key, hook in hooked:
         _take_hook(layer, key, hook, update)
-        notes[_label(name, hook.name)] = "from torch's old hook"
+        notes[_label(name, hook.name)] = (
+            "from torch's old hook"
+            if type(hook) is TorchHook
+            else f"from a soft norm, {type(hook).__module__}.{type(hook).__name__}"
+        )
     return SpectralNormGroup(model, notes)
 
 
-def _check_hooked(name: str, layer: nn.Module, hook: TorchHook) -> None:
+def _is_known_hook(hook: Any) -> bool:
+    """Torch's, or a soft norm in its order of iteration, of the two projects that have one."""
+    if type(hook) is TorchHook:
+        return True
+    module, name = type(hook).__module__.rpartition(".")[2], type(hook).__name__
+    return (module, name) in _SOFT_HOOKS and hasattr(hook, "coeff")
+
+
+def _check_hooked(name: str, layer: nn.Module, hook: Any) -> None:
     """Raises for a hooked layer that is not as torch leaves it."""
     missing = [
         f"{hook.name}{end}"
@@ -126,7 +143,7 @@ def _notes(model: nn.Module) -> dict[str, str]:
         else:
             hooks = model.get_submodule(layer_name)._forward_pre_hooks.values()
             found = [type(hook) for hook in hooks if hasattr(hook, "name")]
-            if TorchHook not in found:
+            if not any(map(_is_known_hook, hooks)):
                 given = ", ".join(_described(kind, TorchHook) for kind in found) or "a hook"
                 notes[name] = f"normalized by {given}"
     return notes
@@ -156,8 +173,12 @@ def _take_parametrization(layer: nn.Module, tensor_name: str, i: int, update: st
     adopt(layer, tensor_name, ours)
 
 
-def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None:
+def _take_hook(layer: nn.Module, key: int, hook: Any, update: str) -> None:
     name = hook.name
+    soft = type(hook) is not TorchHook
+    bound = float(hook.coeff) if soft else None
+    if soft:
+        layer._buffers.pop(f"{name}_sigma", None)  # which it keeps to be looked at
     weight: Any = layer._parameters.pop(f"{name}_orig")
     u, v = layer._buffers.pop(f"{name}_u"), layer._buffers.pop(f"{name}_v", None)
     vectors: dict[str, Any] = {} if weight.ndim < 2 else {"_u": u, "_v": v}
@@ -169,13 +190,14 @@ def _take_hook(layer: nn.Module, key: int, hook: TorchHook, update: str) -> None
     ):
         for own_key, own_hook in list(hooks.items()):
             own_hook = getattr(own_hook, "hook", own_hook)
-            if isinstance(own_hook, kinds) and own_hook.fn is hook:
+            ours_to_take = isinstance(own_hook, kinds) or soft
+            if ours_to_take and getattr(own_hook, "fn", None) is hook:
                 del hooks[own_key]
     layer.__dict__.pop(name, None)
     layer.register_parameter(name, weight)
     ours = SpectralNorm(
         weight, hook.n_power_iterations, hook.dim % max(weight.ndim, 1), hook.eps,
-        kind=SN_V_FIRST, update=update, vectors=vectors,
+        kind=SN_V_FIRST, update=update, bound=bound, vectors=vectors,
     )  # fmt: skip
     parametrize.register_parametrization(layer, name, ours, unsafe=True)
     parametrizations_of(layer)[name].unsafe = False

@@ -6,7 +6,8 @@ Keys of a layer ``conv`` in each layout:
 * fastsn and torch: ``conv.parametrizations.weight.original``, ``...weight.0._u``, ``...0._v``;
 * fastsn's BSN: ``...weight.0._u_in`` and ``...0._v_in`` as well;
 * torch's old hook: ``conv.weight_orig``, ``conv.weight_u``, ``conv.weight_v``; before torch 1.0 a
-  buffer ``conv.weight`` in place of the last;
+  buffer ``conv.weight`` in place of the last; DUE and invertible-resnet have ``conv.weight_sigma``,
+  too;
 * BigGAN: ``conv.weight``, ``conv.u0`` of shape (1, rows), ``conv.sv0``;
 * mimicry: ``conv.weight``, ``conv.sn_u`` of shape (1, rows), ``conv.sn_sigma``.
 
@@ -103,6 +104,7 @@ def _rename_foreign(state_dict: MutableMapping[str, Any], prefix: str, name: str
             if prefix + name + old in state_dict:
                 state_dict[stem + new] = state_dict.pop(prefix + name + old)
         state_dict.pop(prefix + name, None)  # the normalized weight, in files before torch 1.0
+        state_dict.pop(f"{prefix}{name}_sigma", None)  # DUE's and invertible-resnet's, for looking
     else:
         left = next((left for left in _LEFT_VECTORS if prefix + left in state_dict), None)
         if left is None:

@@ -384,7 +384,7 @@ def conv_spectral_norm(
         raise TypeError(f"expected n_power_iterations to be an int, got {n_power_iterations!r}")
     given: Any = scale
     if isinstance(given, str):
-        raise ValueError(f"expected scale to be a number or a 0-d tensor, got {scale!r}")
+        raise TypeError(f"expected scale to be a number or a 0-d tensor, got {scale!r}")
     check_options(n_power_iterations, eps, scale, "forward", bound)
     if _norms(module, name):
         raise ValueError(

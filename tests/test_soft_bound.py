@@ -311,7 +311,7 @@ def test_bad_bounds_of_apply_and_the_function() -> None:
     for method in ("ssn", "bssn"):
         with pytest.raises(ValueError, match=f"no bound for method '{method}'.*use method"):
             fastsn.apply(model, method, bound=1.0)
-    with pytest.raises(ValueError, match="expected scale to be a number or a 0-d tensor"):
+    with pytest.raises(TypeError, match="expected scale to be a number or a 0-d tensor"):
         fastsn.conv_spectral_norm(nn.Conv2d(3, 4, 3), scale="sigma")  # type: ignore[arg-type]
     w, u, v = torch.randn(3, 4), torch.randn(3), torch.randn(4)
     with pytest.raises(ValueError, match="bound to have 1 entries, got 2"):

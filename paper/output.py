@@ -22,11 +22,11 @@ from fastsn.gan.run.jsonl import read_rows
 from paper import claims, curves, points, theory
 from paper.captions import Runs, check_protocols, counted, missing, row, subtitle, title_of
 from paper.catalog import EXPERIMENTS, NAMES, Arm, Experiment, arms_of, runs_of
+from paper.evidence import Evidence
 from paper.numbers import of_sample_sheet
 from paper.records import Record, read_records
 from paper.tables import table
-
-__all__ = ["KINDS", "draw", "draw_all"]
+from paper.theory.check import Verdict
 
 #: How each kind of plot is drawn: on a sheet, whose rows and notes it also writes.
 KINDS = {
@@ -178,7 +178,7 @@ def draw_all(
 
 
 def _page(
-    size: str, records: Mapping[str, Record], verdicts: Mapping[str, theory.Verdict], out: Path
+    size: str, records: Mapping[str, Record], verdicts: Mapping[str, Verdict], out: Path
 ) -> Iterator[str]:
     yield f"# The paper's experiments at size {size}"
     yield (
@@ -186,7 +186,7 @@ def _page(
         "each figure are in the file beside it. Written by `python -m paper draw`."
     )
     yield "## Claims"
-    yield claims.page(claims.judge_all(claims.Evidence(size, records), verdicts))
+    yield claims.page(claims.judge_all(Evidence(size, records), verdicts))
     absent = []
     for one in EXPERIMENTS.values():
         picture = out / "figures" / f"{one.name}.png"

@@ -20,22 +20,6 @@ from fastsn.gan.measure.diagnostics import WHOLE
 from fastsn.gan.report import RunFiles, read_run
 from fastsn.gan.run.checkpoint import replace_file
 
-__all__ = [
-    "BETTER",
-    "Record",
-    "RecordError",
-    "at_moment",
-    "diverged",
-    "ending",
-    "layer_values",
-    "pick",
-    "read_record",
-    "read_records",
-    "record_run",
-    "value_of",
-    "values",
-]
-
 #: Rows of losses that are kept.
 LOG_ROWS = 60
 #: Rows of images that are kept of the last grid of samples.

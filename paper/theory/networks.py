@@ -12,17 +12,6 @@ from torch import Tensor
 
 from fastsn.analysis import spectral_norm_exact
 
-__all__ = [
-    "ACTIVATIONS",
-    "KINDS",
-    "OUTPUTS",
-    "Output",
-    "evaluate",
-    "gradient_norms",
-    "hessian",
-    "random_net",
-]
-
 
 class Output(NamedTuple):
     """The last activation.

@@ -16,8 +16,6 @@ from fastsn.conv_map import ConvMap
 from paper.theory.check import Check, Panel, Row, Verdict, check_size, generator, judge, of, summary
 from paper.theory.networks import ACTIVATIONS, KINDS, OUTPUTS, gradient_norms, random_net
 
-__all__ = ["CHECK"]
-
 #: Depths, widths and draws of Proposition 1.
 _NETS = {
     "full": ((1, 2, 3, 4, 6, 8, 12), (4, 32, 256), 3),

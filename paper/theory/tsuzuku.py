@@ -13,8 +13,6 @@ from fastsn.analysis import conv_norm, spectral_norm_exact, tsuzuku_alpha, tsuzu
 from fastsn.conv_map import ConvMap
 from paper.theory.check import Check, Panel, Row, Verdict, check_size, generator, judge, of, summary
 
-__all__ = ["CHECK"]
-
 #: Kernel sizes, strides, paddings, padding modes, input sizes, channels ``(c_out, c_in)``.
 _GRID: dict[str, tuple[tuple[Any, ...], ...]] = {
     "full": (

@@ -24,7 +24,7 @@ from tiny import assert_same_run, events, rows, tiny
 
 from fastsn.gan.config import Config
 from fastsn.gan.run.jsonl import read_rows
-from fastsn.gan.sweep import Job, run_jobs
+from fastsn.gan.sweep import run_jobs
 from fastsn.gan.sweep.options import grid
 
 pytestmark = pytest.mark.sweep
@@ -48,7 +48,7 @@ def base(**sections: dict[str, Any]) -> Config:
     )
 
 
-def twelve() -> list[Job]:
+def twelve() -> list[Config]:
     return grid(base(), {"norm.method": ["none", "sn", "bsn"], "optim.lr_d": [1e-3, 2e-3]}, 2)
 
 
@@ -193,18 +193,18 @@ def test_sigterm_saves(tmp_path: Path) -> None:
     assert sweep.process.returncode == 0, output
     found = {row["run"]: row for row in table(sweep.root)}
     assert {row["status"] for row in found.values()} <= {"stopped", "waiting"}
-    stopped = [job for job in twelve() if found[job.name]["status"] == "stopped"]
+    stopped = [job for job in twelve() if found[job.run_name()]["status"] == "stopped"]
     for job in stopped:
-        last = read_rows(sweep.root / job.name / "events.jsonl")[-1]
-        assert last["reason"] == "SIGTERM" and last["step"] == found[job.name]["step"]
+        last = read_rows(sweep.root / job.run_name() / "events.jsonl")[-1]
+        assert last["reason"] == "SIGTERM" and last["step"] == found[job.run_name()]["step"]
     assert [path.name for path in sweep.root.glob(".*")] == []
-    steps = found[stopped[0].name]["step"] + EVERY
-    train = dataclasses.replace(stopped[0].config.train, steps=steps)
-    job = Job(dataclasses.replace(stopped[0].config, train=train))
+    steps = found[stopped[0].run_name()]["step"] + EVERY
+    train = dataclasses.replace(stopped[0].train, steps=steps)
+    job = dataclasses.replace(stopped[0], train=train)
     for root in (sweep.root, tmp_path / "alone"):  # whoever trains, the numbers stay
         (row,) = run_jobs([job], root, show=False)
         assert row["status"] == "finished"
-    assert_same_run(sweep.root / job.name, tmp_path / "alone" / job.name)
+    assert_same_run(sweep.root / job.run_name(), tmp_path / "alone" / job.run_name())
 
 
 def test_too_much_is_refused(tmp_path: Path) -> None:

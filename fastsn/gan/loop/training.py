@@ -290,8 +290,8 @@ class _Run:
                 content = checkpoint.to_bytes(state)
                 # The best one first: killed between the two, the run does this step again.
                 if trainer.best.get("step") == step:
-                    checkpoint.save_bytes(self.run.checkpoints / "best.pt", content)
-                checkpoint.save_bytes(checkpoint.step_path(self.run.checkpoints, step), content)
+                    checkpoint.save(self.run.checkpoints / "best.pt", content)
+                checkpoint.save(checkpoint.step_path(self.run.checkpoints, step), content)
                 checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
         self.saved = step
 

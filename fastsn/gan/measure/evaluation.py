@@ -16,8 +16,9 @@ from fastsn.gan.data.sets import load, load_images
 from fastsn.gan.measure.features import load_extractor
 from fastsn.gan.measure.metrics import evaluate, protocol_of, real_features
 from fastsn.gan.measure.sampling import generate
-from fastsn.gan.measure.sources import load_source, seeded_device
+from fastsn.gan.measure.sources import load_source
 from fastsn.gan.rng import Rng
+from fastsn.gan.run.ranks import choose_device
 
 __all__ = ["Evaluator", "best_by", "best_value", "evaluate_source"]
 
@@ -97,7 +98,7 @@ def evaluate_source(options: dict[str, Any]) -> dict[str, Any]:
     out = options["out"]
     if out is not None and not Path(out).parent.is_dir():
         raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
-    device = seeded_device(options)
+    device = choose_device(options["device"])
     path = Path(options["source"])
     if options["images"]:
         config = _config(Config(), options)

@@ -30,15 +30,11 @@ from paper.theory.check import Verdict
 
 #: How each kind of plot is drawn: on a sheet, whose rows and notes it also writes.
 KINDS = {
-    "bars": points.bars,
-    "curves": curves.curves,
-    "layer_bars": points.layer_bars,
-    "layer_curves": curves.layer_curves,
-    "norm_ratios": points.norm_ratios,
-    "samples": points.samples,
-    "sweep": points.sweep,
-    "table": points.table,
-    "variance_scatter": points.variance_scatter,
+    function.__name__: function
+    for function in (
+        *(curves.curves, curves.layer_curves, points.bars, points.layer_bars, points.norm_ratios),
+        *(points.samples, points.sweep, points.table, points.variance_scatter),
+    )
 }
 #: Of these there is a table in Markdown, too; of options there is nothing else.
 TABLES = ("table", "options")

@@ -69,6 +69,12 @@ def random_net(
     return weights, x
 
 
+def signed(kind: str, shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """``Gaussian`` numbers, their absolute values (``positive``), or ones (``constant``)."""
+    normal = torch.randn(shape, dtype=torch.float64, generator=random)
+    return {"Gaussian": normal, "positive": normal.abs(), "constant": torch.ones_like(normal)}[kind]
+
+
 def evaluate(weights: Sequence[Tensor], x: Tensor, slope: float, output: str) -> Tensor:
     """``D(x)``, a scalar; the last weight is ``[1, n]``."""
     for weight in weights[:-1]:

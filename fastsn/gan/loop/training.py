@@ -14,7 +14,8 @@ from fastsn.gan.config import Config, ConfigError, differences, from_dict, valid
 from fastsn.gan.data.sets import load
 from fastsn.gan.loop.trainer import Trainer
 from fastsn.gan.measure.diagnostics import diagnose
-from fastsn.gan.measure.evaluation import Evaluator, best_by
+from fastsn.gan.measure.evaluation import best_by
+from fastsn.gan.measure.metrics import Evaluator
 from fastsn.gan.measure.sampling import generate, grid, save_png
 from fastsn.gan.run import checkpoint
 from fastsn.gan.run.checkpoint import CheckpointError

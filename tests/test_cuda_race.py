@@ -59,7 +59,7 @@ def test_every_barrier_prevents_a_race(target: Callable[[str], Path]) -> None:
     assert result.returncode == 0, result.stderr
     blocks = result.stdout.splitlines()
     assert {name.split(":")[0].split()[1] for name in blocks} == {
-        *("forward.cuh", "backward.cuh", "products.cuh", "fold.cuh", "strips.cuh"),
+        *("forward.cuh", "backward.cuh", "products.cuh", "fold.cuh", "strips.cuh", "tile.cuh"),
         "sums.cuh",
     }
     barriers = ["arrive", *blocks]

@@ -17,7 +17,7 @@ FASTSN_DEVICE void backward_dot(const BackwardTableOf<kMost>& table) {
   using A = accumulate_t<T>;
   constexpr int kCount = kPack<T>;
   auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
-  const BackwardProblem& weight = table.problem[find_problem(table)];
+  const BackwardProblem& weight = table.problem[find_problem(table, shared.place)];
   const T* grad = static_cast<const T*>(weight.data);
   const T* weight_sn = static_cast<const T*>(weight.weight_sn);
   A product = 0;
@@ -53,7 +53,7 @@ FASTSN_DEVICE void find_factors(const BackwardTableOf<kMost>& table, int problem
   double c[1];
   sum_records(static_cast<const double*>(table.products) + weight.first_tile,
               weight.grid[0] * weight.grid[1] * weight.grid[2], 1, c);
-  if (thread_index() != 0) return;
+  if (thread_index() % kWarp != 0) return;
   const double sigma = static_cast<const A*>(table.sigmas)[index];
   double scale = weight.scale;
   if (table.scales != nullptr) scale = load_as<double>(table.scales, table.scale_dtype, index);
@@ -78,32 +78,49 @@ struct Gradient {
 
   const BackwardCall& call;
   const BackwardProblem& weight;
-  const Tile& tile;
+  const Place& place;
+  const Tile tile;
   A* rows;  // per view: alpha u or alpha v
-  A* cols;  // per view: the other, times the pull
+  A* cols;  // per view: the other, times minus the pull
 
   // Copies what rows have of a view.
   FASTSN_DEVICE void stage_rows(int j, A alpha, A* to) const {
-    const int side = form_of(weight, j) == kPlain ? kRows : kCols;
-    const Slice slice(weight, tile, j, side);
+    const int side = place.form[j] == kPlain ? kRows : kCols;
+    const Slice slice = place.slice[j][side];
     const A* vector = vector_of(j, side);
-    const int length = length_of(weight, j, side);
-#pragma unroll 2
+    if (is_contiguous(slice) && weight.split[j] == 0) {
+      return scale_entries(vector + slice.base, slice.count, alpha, to);
+    }
+#pragma unroll 1
     for (int e = thread_index(); e < slice.count; e += kThreads) {
-      to[e] = alpha * vector[torch_index(weight.split[j], side, length, slice.index(e))];
+      to[e] = alpha * vector[torch_index(weight.split[j], side, slice.length, index_of(slice, e))];
+    }
+  }
+
+  FASTSN_DEVICE static void scale_entries(const A* from, int count, A factor, A* to) {
+    from += thread_index();
+    to += thread_index();
+#pragma unroll 4
+    for (int e = thread_index(); e < count; e += kThreads) {
+      *to = factor * *from;
+      from += kThreads;
+      to += kThreads;
     }
   }
 
   // Copies what columns have of a view.
   FASTSN_DEVICE void stage_cols(int j, int first, int count, A factor, A* to) const {
-    const Form form = form_of(weight, j);
+    const int form = place.form[j];
     const int side = form == kPlain ? kCols : kRows;
-    const Slice slice(weight, tile, j, side);
+    const Slice slice = place.slice[j][side];
     const A* vector = vector_of(j, side);
-    const int length = length_of(weight, j, side);
+    if (form != Form::kFold && is_contiguous(slice) && weight.split[j] == 0) {
+      return scale_entries(vector + slice.base + first, count, factor, to);
+    }
+#pragma unroll 1
     for (int m = thread_index(); m < count; m += kThreads) {
-      const int e = form == kFold ? quotient(weight.inner, first + m) : first + m;
-      to[m] = factor * vector[torch_index(weight.split[j], side, length, slice.index(e))];
+      const int e = form == Form::kFold ? quotient(weight.inner, first + m) : first + m;
+      to[m] = factor * vector[torch_index(weight.split[j], side, slice.length, index_of(slice, e))];
     }
   }
 
@@ -111,7 +128,6 @@ struct Gradient {
     return static_cast<const A*>(call.vectors) + call.first_entry + weight.place[j][side];
   }
 
-  // What is subtracted for view kTerm of those that kFactors tell of.
   template <int kCount, bool kAligned, bool kTwo, bool kFold, bool kVector>
   FASTSN_DEVICE void run(A factor, A pull) const {
     const int packs = static_cast<int>(weight.packs.divisor);
@@ -120,13 +136,13 @@ struct Gradient {
     const int inner = kFold ? tile.size[2] : 1;
     const int all = packs * kCount;
     // the folded view, if any, is the last one here
-    const int folded = kTwo && form_of(weight, 0) == Form::kFold ? 0 : weight.views - 1;
+    const int folded = kTwo && place.form[0] == Form::kFold ? 0 : weight.views - 1;
     const int other = weight.views - 1 - folded;
 #pragma unroll 1
     for (int first = 0; first < tile.cols; first += all) {
       const int count = tile.cols - first < all ? tile.cols - first : all;
-      if constexpr (kTwo) stage_cols(other, first, count, pull, cols + kColumnEntries<T>);
-      stage_cols(folded, first, count, pull, cols);
+      if constexpr (kTwo) stage_cols(other, first, count, -pull, cols + kColumnEntries<T>);
+      stage_cols(folded, first, count, -pull, cols);
       block_barrier();
       if (first_row < weight.row_step && own < count) {
         const auto x = *reinterpret_cast<const Pack<A, kCount>*>(cols + own);
@@ -145,50 +161,51 @@ struct Gradient {
         const A* y_rows = rows + other * kRowEntries;
         const int64_t begin =
             tile.origin + first + own + static_cast<int64_t>(first_row) * tile.row_stride;
-        for_rows<kCount, kAligned>(
-            static_cast<const T*>(weight.data) + begin, tile.row_stride, first_row, tile.size[0],
-            weight.row_step, [&](int row, const Pack<T, kCount>& pack) {
-              Pack<A, kCount> of_x;
-              if constexpr (kFold && kVector) {
-                of_x = *reinterpret_cast<const Pack<A, kCount>*>(x_rows + row * inner + place[0]);
-              } else {
+        const int64_t next = static_cast<int64_t>(tile.row_stride) * weight.row_step;
+        const auto walk = [&](auto* out) {
+          auto* to = out + begin;
+          for_rows<kCount, kAligned>(
+              static_cast<const T*>(weight.data) + begin, tile.row_stride, first_row, tile.size[0],
+              weight.row_step, [&](int row, const Pack<T, kCount>& pack) {
+                Pack<A, kCount> of_x;
+                const A of_y = kTwo ? y_rows[row] : A(0);
+                if constexpr (kFold && kVector) {
+                  of_x = *reinterpret_cast<const Pack<A, kCount>*>(x_rows + row * inner + place[0]);
+                } else {
+#pragma unroll
+                  for (int k = 0; k < kCount; ++k) {
+                    of_x.value[k] = x_rows[kFold ? row * inner + place[k] : row];
+                  }
+                }
+                A values[kCount];
 #pragma unroll
                 for (int k = 0; k < kCount; ++k) {
-                  of_x.value[k] = x_rows[kFold ? row * inner + place[k] : row];
+                  values[k] = factor * widen(pack.value[k]) + of_x.value[k] * x.value[k];
+                  if constexpr (kTwo) values[k] += of_y * y.value[k];
                 }
-              }
-              A values[kCount];
-#pragma unroll
-              for (int k = 0; k < kCount; ++k) {
-                values[k] = factor * widen(pack.value[k]) - of_x.value[k] * x.value[k];
-                if constexpr (kTwo) values[k] -= y_rows[row] * y.value[k];
-              }
-              const int64_t at = begin + static_cast<int64_t>(row - first_row) * tile.row_stride;
-              store<kAligned>(at, values);
-            });
+                store_pack<kAligned>(to, values);
+                to += next;
+              });
+        };
+        // all dtypes that dL/dW may have
+        if constexpr (sizeof(T) == 8) {
+          walk(static_cast<double*>(weight.grad_weight));
+        } else if (call.grad_dtype == kFloat32) {
+          walk(static_cast<float*>(weight.grad_weight));
+        } else if (call.grad_dtype == kFloat16) {
+          walk(static_cast<Float16*>(weight.grad_weight));
+        } else {
+          walk(static_cast<BFloat16*>(weight.grad_weight));
+        }
       }
       if (first + all < tile.cols) block_barrier();
-    }
-  }
-
-  template <bool kAligned, int kCount>
-  FASTSN_DEVICE void store(int64_t at, const A (&values)[kCount]) const {
-    if constexpr (sizeof(T) == 8) {
-      store_pack<kAligned>(static_cast<T*>(weight.grad_weight) + at, values);
-    } else {
-      void* out = weight.grad_weight;
-      if (call.grad_dtype == kFloat32)
-        return store_pack<kAligned>(static_cast<float*>(out) + at, values);
-      if (call.grad_dtype == kFloat16)
-        return store_pack<kAligned>(static_cast<Float16*>(out) + at, values);
-      store_pack<kAligned>(static_cast<BFloat16*>(out) + at, values);
     }
   }
 
   template <int kCount, bool kAligned>
   FASTSN_DEVICE void run_as(A factor, A pull) const {
     const bool two = weight.views == 2;
-    const bool fold = form_of(weight, 0) == kFold || (two && form_of(weight, 1) == kFold);
+    const bool fold = place.form[0] == Form::kFold || (two && place.form[1] == Form::kFold);
     if (!fold) {
       return two ? run<kCount, kAligned, true, false, false>(factor, pull)
                  : run<kCount, kAligned, false, false, false>(factor, pull);
@@ -209,11 +226,15 @@ FASTSN_DEVICE void backward_store(const BackwardTableOf<kMost>& table) {
   using A = accumulate_t<T>;
   auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
   A* rows = reinterpret_cast<A*>(&shared + 1);
-  const int problem = find_problem(table);
+  const int problem = find_problem(table, shared.place);
   const BackwardProblem& weight = table.problem[problem];
-  const Tile tile(weight);
-  const Gradient<T> gradient{table, weight, tile, rows, rows + 2 * kRowEntries};
-  if (thread_index() < kWarp) find_factors<A>(table, problem, tile.index == 0, shared);
+  find_place(weight, shared.place);
+  if (thread_index() / kWarp == kWarps - 1) {
+    find_factors<A>(table, problem, block_index() == weight.first_tile, shared);
+  }
+  block_barrier();
+  const Gradient<T> gradient{
+      table, weight, shared.place, shared.place.tile, rows, rows + 2 * kRowEntries};
   const A* view_stats =
       static_cast<const A*>(table.view_stats) + 2 * (table.first_view + weight.first_view);
 #pragma unroll 1

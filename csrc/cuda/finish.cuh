@@ -69,53 +69,64 @@ FASTSN_DEVICE void measure_given(const ForwardProblem& weight, SharedHead& share
   }
 }
 
-// This block's share of the vectors of its weight.
+// This block's share of the vectors of its weight: of each, the slice that its tile is the first
+// of.
 template <typename A>
-FASTSN_DEVICE void write_vectors(const ForwardCall& call, const ForwardProblem& weight, int index,
+FASTSN_DEVICE void write_vectors(const ForwardCall& call, const ForwardProblem& weight,
                                  const SharedHead& shared) {
-  const int tiles = weight.grid[0] * weight.grid[1] * weight.grid[2];
-  int64_t entries = 0;
 #pragma unroll 1
-  for (int j = 0; j < weight.views; ++j) {
-    entries += static_cast<int64_t>(length_of(weight, j, kRows)) + length_of(weight, j, kCols);
-  }
-  const int64_t share = (entries - 1) / tiles + 1;
-  const int64_t first = index * share;
-  const int64_t end = first + share < entries ? first + share : entries;
-#pragma unroll 1
-  for (int64_t n = first + thread_index(); n < end; n += kThreads) {
-    int j = 0;
-    int side = kRows;
-    int64_t i = n;
-    int length = length_of(weight, 0, kRows);
-#pragma unroll 1
-    while (i >= length) {
-      i -= length;
-      j += side;
-      side = 1 - side;
-      length = length_of(weight, j, side);
-    }
-    const int from = static_cast<int>(i);
-    const int to = torch_index(weight.split[j], side, length, from);
+  for (int k = 0; k < 2 * weight.views; ++k) {
+    const int j = k / 2;
+    const int side = k % 2;
+    const Slice& slice = shared.place.slice[j][side];
+    if (slice.slot > 0) continue;
     void* given = weight.given[j][side];
     const int dtype = weight.given_dtype[j][side];
+    const int split = side == kRows ? 0 : weight.split[j];
     A* out = static_cast<A*>(call.vectors) + call.first_entry + weight.place[j][side];
-    if (shared.keep_vectors) {
-      out[to] = load_as<A>(given, dtype, to);
+    const A* sums = sums_of<A>(call, slice);
+    const A divisor = static_cast<A>(shared.divisor[j][side]);
+    const int count = slice.count;
+    const bool stores = call.store_vectors;
+    const bool same = dtype == (sizeof(A) == 8 ? kFloat64 : kFloat32);
+    if (!shared.keep_vectors && is_contiguous(slice) && split == 0 && (!stores || same)) {
+      const int first = slice.base + thread_index();
+      const auto walk = [&](auto both) {
+        const A* from = sums + first;
+        A* to = out + first;
+        A* too = static_cast<A*>(given) + first;
+#pragma unroll 4
+        for (int e = thread_index(); e < count; e += kThreads) {
+          const A value = *from / divisor;
+          *to = value;
+          // Nobody reads what was given any more: all did in earlier launches.
+          if (decltype(both)::kValue) *too = value;
+          from += kThreads;
+          to += kThreads;
+          too += kThreads;
+        }
+      };
+      if (stores) {
+        walk(Count<1>());
+      } else {
+        walk(Count<0>());
+      }
       continue;
     }
-    const A value =
-        sums_of<A>(call, weight, j, side)[from] / static_cast<A>(shared.divisor[j][side]);
-    out[to] = value;
-    // Nobody reads what was given any more: all did in earlier launches.
-    if (call.store_vectors) store_as(given, dtype, to, value);
+#pragma unroll 1
+    for (int e = thread_index(); e < count; e += kThreads) {
+      const int from = index_of(slice, e);
+      const int to = torch_index(split, side, slice.length, from);
+      if (shared.keep_vectors) {
+        out[to] = load_as<A>(given, dtype, to);
+      } else {
+        const A value = sums[from] / divisor;
+        out[to] = value;
+        if (stores) store_as(given, dtype, to, value);
+      }
+    }
   }
 }
-
-template <int kCount>
-struct Count {
-  static constexpr int kValue = kCount;
-};
 
 // The piece of a weight's memory that a block works on where its shape does not matter: calls
 // packs(e, Count<n>()) for n packs from element e on, kThreads packs apart, and one(e).

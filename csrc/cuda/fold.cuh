@@ -8,10 +8,10 @@
 
 namespace fastsn {
 
-// How rows lie in shared memory. Entries are moved within a row so that what a warp reads at once
-// is in different banks.
+// How rows lie in shared memory: densely. Entries are moved within a row where what a warp reads at
+// once would be in the same banks.
 struct FoldLayout {
-  bool nine;   // a row is a lane's work; needs groups of 9
+  bool nine;   // four groups of a row are a lane's work; needs groups of 9
   bool quads;  // four neighbors of a group are a thread's work
   bool swapped;
   int stride;  // entries from row to row
@@ -20,68 +20,80 @@ struct FoldLayout {
   template <typename A, int kCount>
   FASTSN_DEVICE static FoldLayout make(const Problem& weight, const Tile& tile) {
     constexpr bool kNarrow = sizeof(A) == 4 && kCount > 1;
-    constexpr int kNine = 4 * 9 * 4;  // entries of 4 lanes with 4 groups each
     const int inner = tile.size[2];
-    const int groups = tile.size[1];
     FoldLayout layout;
     layout.stride = static_cast<int>(weight.packs.divisor) * kCount;
-    layout.nine = kNarrow && inner == 9 && layout.stride <= kNine;
+    layout.nine = kNarrow && inner == 9 && inner == weight.size[2] && layout.stride <= kNines;
     layout.quads = kNarrow && inner % 4 == 0 && inner == weight.size[2];
-    layout.swapped = layout.quads && inner == 16 && groups % 2 == 0;
-    if (layout.nine) layout.stride = kNine;
-    layout.rows =
-        buffer_entries(sizeof(A) == 8) / layout.stride / weight.row_step * weight.row_step;
+    layout.swapped = layout.quads && inner == 16 && tile.size[1] % 2 == 0;
+    if (layout.nine) layout.stride = kNines;
+    layout.rows = buffer_entries(sizeof(A) == 8) / layout.stride;
     return layout;
   }
 
+  // Where a pack of a row begins.
   FASTSN_DEVICE int place(int row, int col) const {
-    if (nine) return row * stride + (col ^ (row / 2 % 4 * 4));
-    if (swapped) return row * stride + (col ^ (row % 2 * 16));
-    return row * stride + col;
+    const int place = row * stride + col;
+    return swapped ? place ^ ((row & 1) << 4) : place;
   }
+
+  static constexpr int kNines = 4 * 9 * 4;  // entries of 4 lanes with 4 groups each
 };
 
-// Groups of 9: a lane has a row and four of its groups; four lanes make a row.
-template <typename Store>
-FASTSN_DEVICE void fold_nines(const FoldLayout& layout, int rows, int groups, const float* buffer,
-                              const float* u, float* spare, Store store) {
-  constexpr int kOnce = kThreads / 4;
-  const int lane = thread_index() % kWarp;
-  const int part = lane / 8;
-  float x[4];
-#pragma unroll
-  for (int k = 0; k < 4; ++k) x[k] = 4 * part < groups ? u[4 * part + k] : 0;
+// Groups of 9, four of which are 9 packs of 4: a quarter of a row. Two lanes have a row; with the
+// next rows' they read from different banks, because every other pair of rows begins at its other
+// half. Calls each(h, row, quarter) twice, then end(row, valid), which all threads call.
+template <typename Each, typename End>
+FASTSN_DEVICE void for_nines(int rows, int groups, Each each, End end) {
+  const int own = thread_index() / 2;
+  const int quarter = thread_index() % 2 * 2;
+  const int turn = own / 2 % 2;
 #pragma unroll 1
-  for (int first = 0; first < rows; first += kOnce) {
-    const int own = thread_index() / kWarp * 8 + lane % 8;
-    const int row = first + own < rows ? first + own : 0;
-    float total[9] = {};
-    if (4 * part < groups) {
-      // the j-th pack of the four groups is in a place that depends on j % 4 and steps with j / 4
-      const float* from[4];
+  for (int first = 0; first < rows; first += kThreads / 2) {
+    const int row = first + own;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) from[k] = buffer + layout.place(row, 36 * part + 4 * k);
-#pragma unroll
-      for (int j = 0; j < 9; ++j) {
-        const auto w = *reinterpret_cast<const Pack<float, 4>*>(from[j % 4] + j / 4 * 16);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) total[(4 * j + k) % 9] += w.value[k] * x[(4 * j + k) / 9];
-      }
+    for (int h = 0; h < 2; ++h) {
+      const int at = quarter + (h ^ turn);
+      if (row < rows && 4 * at < groups) each(h, row, at);
     }
-#pragma unroll
-    for (int k = 0; k < 9; ++k) {
-      total[k] += exchange(total[k], 8);
-      total[k] += exchange(total[k], 16);
-    }
-    if (part == 0) {
-#pragma unroll
-      for (int k = 0; k < 9; ++k) spare[own * 9 + k] = total[k];
-    }
-    block_barrier();
-    const int count = (rows - first < kOnce ? rows - first : kOnce) * 9;
-    for (int e = thread_index(); e < count; e += kThreads) store(first * 9 + e, spare[e]);
-    if (first + kOnce < rows) block_barrier();
+    end(row, row < rows);
   }
+}
+
+// The j-th pack of a quarter.
+FASTSN_DEVICE Pack<float, 4> pack_of_nines(const float* quarter, int j) {
+  return *reinterpret_cast<const Pack<float, 4>*>(quarter + 4 * j);
+}
+
+template <typename Store>
+FASTSN_DEVICE void fold_nines(int rows, int groups, const float* buffer, const float* u,
+                              float* spare, Store store) {
+  float total[9] = {};
+  for_nines(
+      rows, groups,
+      [&](int, int row, int quarter) {
+        const float* from = buffer + row * FoldLayout::kNines + quarter * 36;
+        const auto x = *reinterpret_cast<const Pack<float, 4>*>(u + 4 * quarter);
+#pragma unroll
+        for (int j = 0; j < 9; ++j) {
+          const auto w = pack_of_nines(from, j);
+#pragma unroll
+          for (int k = 0; k < 4; ++k)
+            total[(4 * j + k) % 9] += w.value[k] * x.value[(4 * j + k) / 9];
+        }
+      },
+      [&](int row, bool valid) {
+#pragma unroll
+        for (int k = 0; k < 9; ++k) total[k] += exchange(total[k], 1);
+        if (valid && thread_index() % 2 == 0) {
+#pragma unroll
+          for (int k = 0; k < 9; ++k) spare[row * 9 + k] = total[k];
+        }
+#pragma unroll
+        for (int k = 0; k < 9; ++k) total[k] = 0;
+      });
+  block_barrier();
+  for (int e = thread_index(); e < rows * 9; e += kThreads) store(e, spare[e]);
 }
 
 // Four neighbors of a group of a row are a thread's work. `store4` takes four entries at once.
@@ -115,14 +127,14 @@ FASTSN_DEVICE void fold_quads(const FoldLayout& layout, int rows, int groups, in
 }
 
 // store(e, t) for the entries e = row * inner + k of `rows` rows; `spare` has room for 9 entries
-// for every 4 threads.
+// of each row.
 template <typename A, typename Store, typename Store4>
 FASTSN_DEVICE void fold_rows(const FoldLayout& layout, const Tile& tile, int rows, const A* buffer,
                              const A* u, A* spare, Store store, Store4 store4) {
   const int groups = tile.size[1];
   const int inner = tile.size[2];
   if constexpr (sizeof(A) == 4) {
-    if (layout.nine) return fold_nines(layout, rows, groups, buffer, u, spare, store);
+    if (layout.nine) return fold_nines(rows, groups, buffer, u, spare, store);
     if (layout.swapped) return fold_quads<true>(layout, rows, groups, inner, buffer, u, store4);
     if (layout.quads) return fold_quads<false>(layout, rows, groups, inner, buffer, u, store4);
   }

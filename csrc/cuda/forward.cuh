@@ -23,16 +23,15 @@ namespace fastsn {
 // An evaluation makes no t: what it keeps of the columns is the length of the given v.
 template <typename T>
 FASTSN_DEVICE void measure_v(const ForwardCall& call, const ForwardProblem& weight,
-                             const Tile& tile, SharedHead& shared) {
+                             SharedHead& shared) {
 #pragma unroll 1
   for (int j = 0; j < weight.views; ++j) {
-    const Slice slice(weight, tile, j, kCols);
+    const Slice slice = shared.place.slice[j][kCols];
     if (slice.slot > 0) continue;
-    const int length = length_of(weight, j, kCols);
     double squares[1] = {};
 #pragma unroll 1
     for (int e = thread_index(); e < slice.count; e += kThreads) {
-      const int place = torch_index(weight.split[j], kCols, length, slice.index(e));
+      const int place = torch_index(weight.split[j], kCols, slice.length, index_of(slice, e));
       const double value =
           load_as<double>(weight.given[j][kCols], weight.given_dtype[j][kCols], place);
       squares[0] += value * value;
@@ -47,39 +46,45 @@ FASTSN_DEVICE void measure_v(const ForwardCall& call, const ForwardProblem& weig
 
 template <typename T, int kSide, int kMost>
 FASTSN_DEVICE void forward_products(const ForwardTableOf<kMost>& table) {
-  const ForwardProblem& weight = table.problem[find_problem(table)];
-  const Tile tile(weight);
-  const Products<T, kSide> products(table, weight, tile);
-  SharedHead& shared = products.shared;
+  using A = accumulate_t<T>;
+  auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
+  const ForwardProblem& weight = table.problem[find_problem(table, shared.place)];
+  find_place<A>(table, weight, shared.place);
+  if (thread_index() == 0) find_roles(kSide, weight.views, shared.place);
   if (kSide == kCols || table.iteration > 0) {
-    constexpr int kOther = 1 - kSide;
-    find_norms(table, weight, kOther, kOther, false, shared);
-    block_barrier();
-    if (thread_index() < weight.views) {
-      const int j = thread_index();
-      shared.divisor[j][kOther] = clamp_length(shared.norms[j][kOther][kSquares], table.eps);
-    }
-    block_barrier();
+    find_norms(table, weight, 1 - kSide, 1 - kSide, false, shared);
   }
-  if (kSide == kRows && table.iterations == 0) measure_v<T>(table, weight, tile, shared);
-  if (weight.width == 1) {
+  block_barrier();
+  if (kSide == kRows && table.iterations == 0) measure_v<T>(table, weight, shared);
+  const Products<T, kSide> products(table, weight, shared);
+  const bool row = products.is_row();
+  if (!row) products.stage_first();
+  block_barrier();
+  if (row) {
+    if (is_aligned(weight.data)) {
+      products.template run_row<kPack<T>, true>();
+    } else {
+      products.template run_row<kPack<T>, false>();
+    }
+  } else if (weight.width == 1) {
     products.template run_as<1, true>();
   } else if (is_aligned(weight.data)) {
     products.template run_as<kPack<T>, true>();
   } else {
     products.template run_as<kPack<T>, false>();
   }
-  finish_strips(table, weight, tile, kSide, products.buffer, shared);
+  finish_strips<A>(table, weight, kSide, products.buffer, shared);
 }
 
 template <typename T, int kMost>
 FASTSN_DEVICE void forward_finish(const ForwardTableOf<kMost>& table) {
   using A = accumulate_t<T>;
   auto& shared = *reinterpret_cast<SharedHead*>(shared_memory());
-  const int problem = find_problem(table);
+  const int problem = find_problem(table, shared.place);
   const ForwardProblem& weight = table.problem[problem];
   const int index = block_index() - weight.first_tile;
   const bool evaluation = table.iterations == 0;
+  find_place<A>(table, weight, shared.place);
   find_norms(table, weight, kRows, kCols, evaluation, shared);
   block_barrier();
   if (thread_index() == 0) conclude<A>(table, weight, problem, index == 0, shared);
@@ -98,7 +103,7 @@ FASTSN_DEVICE void forward_finish(const ForwardTableOf<kMost>& table) {
       }
     }
   }
-  write_vectors<A>(table, weight, index, shared);
+  write_vectors<A>(table, weight, shared);
   const double factor = shared.factor;
   if constexpr (sizeof(T) == 8) {
     write_weight<T, double>(weight, index, factor);

@@ -96,7 +96,8 @@ class Tiling {
 
   void set_rows(int64_t rows, int64_t cols, int64_t entries) {
     const int64_t most = std::min<int64_t>(budget_ / cols, kRowEntries / entries);
-    box_.tile[0] = static_cast<int16_t>(even_part(rows, std::max<int64_t>(most, 1), 1));
+    // a multiple of 8 rows, so that what they have begins at 16 bytes
+    box_.tile[0] = static_cast<int16_t>(even_part(rows, std::max<int64_t>(most, 1), 8));
   }
 
   void finish() {

@@ -57,7 +57,7 @@ class Plan {
     }
     const auto fits = [&](const Table& table) {
       return table.problems < kManyProblems && table.tiles + tiles <= INT32_MAX &&
-             vector_entries_ - table.first_entry + entries <= INT32_MAX &&
+             vector_entries_ - table.first_entry + entries <= INT32_MAX / 2 &&
              parts_ + parts <= INT32_MAX;
     };
     if (tables_.empty() || !fits(tables_.back())) {
@@ -139,7 +139,9 @@ class ForwardPlan : public Plan<ForwardTable> {
     const int64_t entries = vector_entries() - table.first_entry;
     table.counters = ceil_div(int64_t{table.strips} * kStats * sizeof(double), 16) * 16;
     table.sums = table.counters + ceil_div(int64_t{table.strips} * 4, 16) * 16;
-    table.parts = table.sums + ceil_div(entries * sum_bytes, 16) * 16;
+    // vectors of sums begin at multiples of kPartsUnit (strips.cuh)
+    const int64_t gaps = 2 * (kPartsUnit - 1) * (Plan::views() - table.first_view);
+    table.parts = table.sums + ceil_div((entries + gaps) * sum_bytes, 16) * 16;
     workspace_bytes_ = std::max(workspace_bytes_, table.parts + parts_ * kPartsUnit * sum_bytes);
     return true;
   }

@@ -37,6 +37,14 @@ template <typename Value>
 FASTSN_DEVICE Value exchange(Value value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
 }
+// The intrinsic for floats turns them into bits and back.
+FASTSN_DEVICE float exchange(float value, int distance) {
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;"
+               : "=f"(other)
+               : "f"(value), "r"(distance));
+  return other;
+}
 
 // Adds 1 to a counter in global memory and returns what it was. What this block wrote before, and
 // blocks that counted before it, is visible to this block behind its next barrier.
@@ -54,7 +62,8 @@ FASTSN_DEVICE int quotient(const Divider& by, int x) {
 }
 
 // Neighbors in global memory, moved by one instruction. Through the L2 cache: each is needed once,
-// or was written by other blocks. The compiler splits stores of plain structs.
+// or was written by other blocks. The compiler splits stores of plain structs. Floats move as
+// floats, and not as bits, so that nothing has to turn the one into the other.
 template <int kBytes>
 struct Bits;
 template <>
@@ -73,21 +82,55 @@ template <>
 struct Bits<2> {
   using Type = unsigned short;
 };
+template <typename Value>
+struct Moved : Bits<sizeof(Value)> {};
+template <>
+struct Moved<float> {
+  using Type = float;
+};
+template <>
+struct Moved<double> {
+  using Type = double;
+};
+template <typename T, int kCount>
+struct Pack;
+template <>
+struct Moved<Pack<float, 4> > {
+  using Type = float4;
+};
+template <>
+struct Moved<Pack<double, 2> > {
+  using Type = double2;
+};
 
 template <typename Value>
 FASTSN_DEVICE Value load_bits(const void* from) {
-  using Type = typename Bits<sizeof(Value)>::Type;
-  const Type bits = __ldcg(static_cast<const Type*>(from));
+  using Type = typename Moved<Value>::Type;
+  const Type moved = __ldcg(static_cast<const Type*>(from));
   Value value;
-  memcpy(&value, &bits, sizeof(value));
+  memcpy(&value, &moved, sizeof(value));
   return value;
 }
 
 template <typename Value>
 FASTSN_DEVICE void store_bits(void* to, const Value& value) {
-  typename Bits<sizeof(Value)>::Type bits;
-  memcpy(&bits, &value, sizeof(value));
-  __stwb(static_cast<decltype(bits)*>(to), bits);
+  typename Moved<Value>::Type moved;
+  memcpy(&moved, &value, sizeof(value));
+  __stwb(static_cast<decltype(moved)*>(to), moved);
+}
+
+// Neighbors in shared memory. The compiler splits these, too.
+template <typename A, int kCount>
+FASTSN_DEVICE void put_pack(A* to, const A (&values)[kCount]) {
+  if constexpr (sizeof(A) == 4 && kCount == 4) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) to[k] = values[k];
+  }
 }
 
 FASTSN_DEVICE float widen(Float16 x) { return __half2float(x); }

@@ -69,8 +69,8 @@ FASTSN_DEVICE int strips_of(const Problem& box, int j, int side) {
   return box.grid[axis == 0 ? 1 : 0] * box.grid[axis == 2 ? 1 : 2];
 }
 
-// Fills shared.norms for a weight, with a warp for each vector of the sides asked for. An
-// evaluation has kept more of s, and of t only the given v.
+// Fills shared.norms for a weight, with a warp for each vector of the sides asked for, and what the
+// vectors are divided by. An evaluation has kept more of s, and of t only the given v.
 FASTSN_DEVICE void find_norms(const ForwardCall& call, const ForwardProblem& weight, int first_side,
                               int last_side, bool evaluation, SharedHead& shared) {
   const int sides = last_side - first_side + 1;
@@ -85,7 +85,11 @@ FASTSN_DEVICE void find_norms(const ForwardCall& call, const ForwardProblem& wei
     if (!evaluation) {
       double total[1];
       sum_records(records, count, kStats, total);
-      if (writes) norms[kSquares] = sqrt(total[0]);
+      if (writes) {
+        const double length = sqrt(total[0]);
+        norms[kSquares] = length;
+        shared.divisor[j][side] = clamp_length(length, call.eps);
+      }
     } else if (side == kRows) {
       double total[kStats];
       sum_records(records, count, kStats, total);

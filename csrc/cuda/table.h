@@ -12,10 +12,9 @@
 
 #include <cstdint>
 
-namespace fastsn {
+#include "../dtype.h"
 
-// Values of torch's ScalarType.
-enum DType : int32_t { kFloat16 = 5, kFloat32 = 6, kFloat64 = 7, kBFloat16 = 15 };
+namespace fastsn {
 
 constexpr int kWarp = 32;
 #ifdef FASTSN_HOST_THREADS
@@ -27,7 +26,7 @@ constexpr int kWarps = kThreads / kWarp;
 
 // Entries of shared memory (of the dtype sums are made in): of what belongs to rows of a tile, and
 // of the working memory, which holds part sums of rows and, for t, rows of the tile.
-constexpr int kRowEntries = 2048;
+constexpr int kRowEntries = 3072;
 constexpr int buffer_entries(bool wide) { return wide ? 4608 : 9216; }
 
 // Weights per launch. A launch copies the whole of its parameter, used or not, and each kernel is

@@ -30,6 +30,11 @@ struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
   T value[kCount];
 };
 
+template <int kCount>
+struct Count {
+  static constexpr int kValue = kCount;
+};
+
 FASTSN_DEVICE bool is_aligned(const void* data) {
   return (reinterpret_cast<uintptr_t>(data) & 15) == 0;
 }
@@ -65,60 +70,37 @@ FASTSN_DEVICE void store_pack(Out* to, const A (&values)[kCount]) {
   }
 }
 
-// The last entry of an ascending list whose first value is 0 that is not above `index`.
-template <typename First>
-FASTSN_DEVICE int find_last(int count, int index, First first) {
-  int low = 0;
-  int high = count;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (first(middle) <= index ? low : high) = middle;
-  }
-  return low;
-}
-
-// The problem that a block works on.
+// The problem that the block works on. All threads must call it.
 template <typename Table>
-FASTSN_DEVICE int find_problem(const Table& table) {
-  return find_last(table.problems, block_index(),
-                   [&](int i) { return table.problem[i].first_tile; });
+FASTSN_DEVICE int find_problem(const Table& table, Place& place) {
+#pragma unroll 1
+  for (int i = thread_index(); i < table.problems; i += kThreads) {
+    const int end = i + 1 < table.problems ? table.problem[i + 1].first_tile : table.tiles;
+    if (table.problem[i].first_tile <= block_index() && block_index() < end) place.problem = i;
+  }
+  block_barrier();
+  return place.problem;
 }
 
-// The block's tile: rows of `cols` neighbors in memory, `row_stride` apart.
-struct Tile {
-  int index;     // among the tiles of its problem
-  int place[3];  // in the grid
-  int begin[3];  // in the box
-  int size[3];
-  int cols;
-  int row_stride;
-  int64_t origin;
-
-  FASTSN_DEVICE explicit Tile(const Problem& box) {
-    index = block_index() - box.first_tile;
-    const int plane = index / box.grid[2];
-    place[2] = index - plane * box.grid[2];
-    place[0] = plane / box.grid[1];
-    place[1] = plane - place[0] * box.grid[1];
+FASTSN_DEVICE Tile make_tile(const Problem& box) {
+  Tile tile;
+  tile.index = block_index() - box.first_tile;
+  const int plane = tile.index / box.grid[2];
+  tile.place[2] = tile.index - plane * box.grid[2];
+  tile.place[0] = plane / box.grid[1];
+  tile.place[1] = plane - tile.place[0] * box.grid[1];
 #pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      begin[axis] = place[axis] * box.tile[axis];
-      const int left = box.size[axis] - begin[axis];
-      size[axis] = left < box.tile[axis] ? left : box.tile[axis];
-    }
-    cols = size[1] * size[2];
-    row_stride = box.size[1] * box.size[2];
-    origin = static_cast<int64_t>(begin[0]) * row_stride +
-             static_cast<int64_t>(begin[1]) * box.size[2] + begin[2];
+  for (int axis = 0; axis < 3; ++axis) {
+    tile.begin[axis] = tile.place[axis] * box.tile[axis];
+    const int left = box.size[axis] - tile.begin[axis];
+    tile.size[axis] = left < box.tile[axis] ? left : box.tile[axis];
   }
-};
-
-// How an unfolding lies in the rows and columns of tiles.
-enum Form : int {
-  kPlain,  // its rows are rows
-  kCross,  // its rows are columns, and a row is one column of it
-  kFold,   // its rows are groups of columns, and a row is as many columns of it as a group has
-};
+  tile.cols = tile.size[1] * tile.size[2];
+  tile.row_stride = box.size[1] * box.size[2];
+  tile.origin = static_cast<int64_t>(tile.begin[0]) * tile.row_stride +
+                static_cast<int64_t>(tile.begin[1]) * box.size[2] + tile.begin[2];
+  return tile;
+}
 
 FASTSN_DEVICE Form form_of(const Problem& box, int j) {
   if (box.axis[j] == 0) return kPlain;
@@ -132,57 +114,65 @@ FASTSN_DEVICE int length_of(const Problem& box, int j, int side) {
                           : box.size[0] * box.size[box.axis[j] == 1 ? 2 : 1];
 }
 
-// The entries of s or t, or of u or v, that belong to a tile.
-struct Slice {
-  int base;
-  int count;
-  int width;   // neighbors
-  int stride;  // from one row of neighbors to the next
-  int strip;   // of the tiles that have the same slice, among the strips of the vector
-  int slot;    // of the tile, among those
-  int slots;
-
-  FASTSN_DEVICE int index(int entry) const {
-    if (width == stride) return base + entry;
-    return base + entry / width * stride + entry % width;
+FASTSN_DEVICE Slice make_slice(const Problem& box, const Tile& tile, int j, int side) {
+  const int axis = box.axis[j];
+  const int high = axis == 0 ? 1 : 0;
+  const int low = axis == 2 ? 1 : 2;
+  // not indexed by what is known at run time only: that would need a stack
+  const auto at = [](const int32_t (&values)[3], int k) {
+    const int slow = values[0];
+    const int middle = values[1];
+    const int fast = values[2];
+    return k == 0 ? slow : k == 1 ? middle : fast;
+  };
+  const int others = at(tile.place, high) * box.grid[low] + at(tile.place, low);
+  Slice slice;
+  slice.length = length_of(box, j, side);
+  slice.width = slice.stride = 1;
+  if (side == kRows) {
+    slice.base = at(tile.begin, axis);
+    slice.count = at(tile.size, axis);
+    slice.strip = at(tile.place, axis);
+    slice.slot = others;
+    slice.slots = box.grid[high] * box.grid[low];
+    return slice;
   }
-
-  FASTSN_DEVICE Slice(const Problem& box, const Tile& tile, int j, int side) {
-    const int axis = box.axis[j];
-    const int high = axis == 0 ? 1 : 0;
-    const int low = axis == 2 ? 1 : 2;
-    // not indexed by what is known at run time only: that would need a stack
-    const auto at = [](const int (&values)[3], int k) {
-      const int slow = values[0];
-      const int middle = values[1];
-      const int fast = values[2];
-      return k == 0 ? slow : k == 1 ? middle : fast;
-    };
-    const int others = at(tile.place, high) * box.grid[low] + at(tile.place, low);
-    const int other_slots = box.grid[high] * box.grid[low];
-    width = stride = 1;
-    if (side == kRows) {
-      base = at(tile.begin, axis);
-      count = at(tile.size, axis);
-      strip = at(tile.place, axis);
-      slot = others;
-      slots = other_slots;
-      return;
-    }
-    strip = others;
-    slot = at(tile.place, axis);
-    slots = box.grid[axis];
-    if (axis == 0) {
-      base = tile.begin[1] * box.size[2] + tile.begin[2];
-      count = tile.cols;
-    } else {
-      width = axis == 1 ? tile.size[2] : 1;
-      stride = box.size[axis == 1 ? 2 : 1];
-      base = tile.begin[0] * stride + at(tile.begin, axis == 1 ? 2 : 1);
-      count = tile.size[0] * width;
-    }
+  slice.strip = others;
+  slice.slot = at(tile.place, axis);
+  slice.slots = box.grid[axis];
+  if (axis == 0) {
+    slice.base = tile.begin[1] * box.size[2] + tile.begin[2];
+    slice.count = tile.cols;
+  } else {
+    slice.width = axis == 1 ? tile.size[2] : 1;
+    slice.stride = box.size[axis == 1 ? 2 : 1];
+    slice.base = tile.begin[0] * slice.stride + at(tile.begin, axis == 1 ? 2 : 1);
+    slice.count = tile.size[0] * slice.width;
   }
-};
+  return slice;
+}
+
+FASTSN_DEVICE bool is_contiguous(const Slice& slice) { return slice.width == slice.stride; }
+
+FASTSN_DEVICE int index_of(const Slice& slice, int entry) {
+  if (is_contiguous(slice)) return slice.base + entry;
+  return slice.base + entry / slice.width * slice.stride + entry % slice.width;
+}
+
+// Fills in all of a place but the problem, which is known. For every thread behind the next barrier
+// if all call it; a few do the work.
+FASTSN_DEVICE void find_place(const Problem& box, Place& place) {
+  const int own = thread_index();
+  if (own >= 4) return;
+  const Tile tile = make_tile(box);
+  const int j = own / 2;
+  if (j < box.views) place.slice[j][own % 2] = make_slice(box, tile, j, own % 2);
+  if (own > 0) return;
+  place.tile = tile;
+  place.views = box.views;
+#pragma unroll 1
+  for (int k = 0; k < box.views; ++k) place.form[k] = form_of(box, k);
+}
 
 // Calls each(row, pack) for rows first, first + step, ... of a tile, with kCount neighbors of each;
 // `data` is those of the first. Loads go ahead of the work.

@@ -80,6 +80,11 @@ void store_bits(void* to, const Value& value) {
   shim::check_aligned(to, sizeof(Value));
   *static_cast<Value*>(to) = value;
 }
+template <typename A, int kCount>
+void put_pack(A* to, const A (&values)[kCount]) {
+  shim::check_aligned(to, sizeof(A) * (kCount < 4 ? kCount : 4));
+  for (int k = 0; k < kCount; ++k) to[k] = values[k];
+}
 
 struct Float16 {
   uint16_t bits;

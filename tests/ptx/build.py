@@ -186,11 +186,12 @@ def some_cuda_ptx(types: dict[str, str], csrc: Path = ROOT / "csrc") -> list[Pat
         return _all(jobs)
 
 
-def cubin(source: Path, architecture: int = 90) -> Path:
-    """Machine code of a source's kernels."""
-    flags = [*ptx_command(architecture)[:-2], f"-arch=sm_{architecture}", "-cubin"]
+def cuda_cubins(architecture: int = 90) -> list[Path]:
+    """Machine code of all kernels, as ptxas makes it of :func:`cuda_ptx`."""
+    command = [_nvcc() or "nvcc", f"-arch=sm_{architecture}", "-cubin"]
+    jobs = [Job(command, ptx, ".cubin", []) for ptx in cuda_ptx(architecture=architecture)]
     with _only_one():
-        return Job(flags, source, ".cubin", [source.parent.parent]).run()
+        return _all(jobs)
 
 
 def cuda_library() -> Path:
@@ -199,7 +200,7 @@ def cuda_library() -> Path:
     flags = [*COMMON, "-O1", "-fno-gnu-unique", "-DFASTSN_HOST", *TORCH_FLAGS]
     # a namespace of their own, because the host shim's ops may be loaded beside these
     command = [compiler, *flags, "-Dfastsn_cuda_host=fastsn_cuda_ptx", f"-I{csrc}", "-c"]
-    sources = [VM / "door.cpp", *sorted((csrc / "cuda").glob("*.cpp"))]
+    sources = [VM / "door.cpp", csrc / "arguments.cpp", *sorted((csrc / "cuda").glob("*.cpp"))]
     jobs = [*_core(), *(Job(command, source, ".o", [VM, csrc]) for source in sources)]
     wrap = "-Wl,--wrap=aoti_torch_empty_strided"
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]

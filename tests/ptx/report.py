@@ -25,6 +25,7 @@ from .gates import (
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu-arithmetic.md"
 COUNTS = Path(__file__).resolve().parent / "counts.json"
+BEFORE = COUNTS.with_name("counts_before.json")  # of an earlier commit, kept to compare with
 
 
 class Card(NamedTuple):
@@ -120,6 +121,19 @@ def _kernel_rows(title: str, direction: str, kind: str, counts: Counts) -> list[
     return rows
 
 
+def _change_rows(title: str, direction: str, before: Counts, after: Counts) -> list[str]:
+    pairs = [
+        (old.kernel.removeprefix("fastsn_"), old.instructions, new.instructions, old.busiest,
+         new.busiest)
+        for old, new in zip(before.kernels, after.kernels, strict=True)
+    ]  # fmt: skip
+    sums = [sum(column) for column in list(zip(*pairs, strict=True))[1:]]
+    return [
+        _row(title, name, f"{old:.1f}", f"{new:.1f}", f"{was:,.0f}", f"{now:,.0f}")
+        for name, old, new, was, now in [*pairs, (f"**{direction}**", *sums)]
+    ]
+
+
 def predicted(counts: Counts, card: Card, per_cycle: int) -> float:
     """Seconds."""
     return sum(
@@ -140,21 +154,30 @@ def _time_row(title: str, direction: str, counts: Counts) -> str:
     return _row(title, direction, *cells)
 
 
-def page(document: dict[str, Any]) -> str:
+def page(document: dict[str, Any], before: dict[str, Any]) -> str:
     networks = {
         (name, kind, direction): _counts(document["networks"][f"{name} {kind}"][direction])
         for name in WORKLOADS
         for kind in KINDS
         for direction in DIRECTIONS
     }
-    kernels, times = [], []
+    kernels, times, changes = [], [], []
     for (name, kind, direction), counts in networks.items():
         title = f"{TITLES[name]}, {kind}"
         kernels += _kernel_rows(title, direction, kind, counts)
         times.append(_time_row(title, direction, counts))
+        earlier = _counts(before["networks"][f"{name} {kind}"][direction])
+        changes += _change_rows(title, direction, earlier, counts)
     shapes = [
-        _row(name, *(f"{_counts(own[way]).total('instructions'):.1f}" for way in DIRECTIONS))
-        for name, own in document["shapes"].items()
+        _row(
+            name,
+            *(
+                f"{_counts(counts['shapes'][name][way]).total('instructions'):.1f}"
+                for way in DIRECTIONS
+                for counts in (before, document)
+            ),
+        )
+        for name in document["shapes"]
     ]
     passes = PASSES["forward"] * 4
     return "\n".join([
@@ -166,8 +189,14 @@ def page(document: dict[str, Any]) -> str:
             "| weights | kernel | instructions | slots | bytes loaded | bytes stored "
             "| stored sectors over the least | conflicts | blocks |", kernels),
         "## Awkward shapes\n",
-        "Single weights that tiles fit badly; instructions.\n",
-        _table("| weight | forward | backward |", shapes),
+        "Single weights that tiles fit badly; instructions, before (see below) and now.\n",
+        _table(
+            "| weight | forward, before | forward | backward, before | backward |", shapes),
+        "## Before and after\n",
+        f"The same kernels as they were counted at commit {before['commit']}: instructions per "
+        "element, and\nthose that warps issue on the busiest of "
+        f"{PROCESSORS} multiprocessors.\n",
+        _table("| weights | kernel | before | now | busiest, before | busiest, now |", changes),
         PREDICTION,
         _table(
             "| weights | direction "
@@ -181,5 +210,5 @@ if __name__ == "__main__":
 
     if not (build.missing_compiler() or build.missing_nvcc()):
         COUNTS.write_text(json.dumps(measure_all(), indent=1) + "\n")
-    PAGE.write_text(page(json.loads(COUNTS.read_text())))
+    PAGE.write_text(page(json.loads(COUNTS.read_text()), json.loads(BEFORE.read_text())))
     print(f"wrote {PAGE}")

@@ -45,7 +45,8 @@ BREAKS = {
         "unwritten",
     ),
     "a vector's entry too many": (
-        "finish.cuh", "n < end; n += kThreads", "n <= end; n += kThreads", "",
+        "finish.cuh", "e < count; e += kThreads) {\n          const A value",
+        "e <= count; e += kThreads) {\n          const A value", "",
     ),
     "alignment is not asked": (
         "tile.cuh", "bool is_aligned(const void* data) {",

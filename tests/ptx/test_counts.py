@@ -103,15 +103,14 @@ def test_awkward_shapes_cost_three_times_as_much_at_most(
 
 @functools.cache
 def machine_code() -> tuple[str, str]:
-    """Of all float32 kernels: the code, and what each takes."""
+    """Of all kernels: the code, and what each takes."""
     tool = shutil.which("cuobjdump")
     if tool is None:
         from triton import knobs
 
         tool = knobs.nvidia.cuobjdump.path
     code, resources = "", ""
-    for source in build.cuda_sources(build.ROOT / "csrc"):
-        cubin = build.cubin(source)
+    for cubin in build.cuda_cubins():
         for flag in ("-sass", "-res-usage"):
             command = [tool, flag, str(cubin)]
             text = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from .cuda import CudaMachine
-from .report import COUNTS, PAGE, measure_all, page
+from .report import BEFORE, COUNTS, PAGE, measure_all, page
 
 
 def test_page_is_made_from_the_counts() -> None:
-    expected = page(json.loads(COUNTS.read_text()))
+    expected = page(json.loads(COUNTS.read_text()), json.loads(BEFORE.read_text()))
     assert PAGE.read_text() == expected, "write it anew: make gpu-arithmetic"
 
 

@@ -73,6 +73,16 @@ def test_loads_and_stores_of_16_bytes_are_run(triton: TritonMachine) -> None:
         assert wide > 0.99 * passes * 4 * call.elements, (name, wide)
 
 
+def test_weights_of_any_tiles_are_written_in_vectors(triton: TritonMachine) -> None:
+    """Tiles of 3x3 kernels with two unfoldings are in no vectors; W_sn is written without tiles."""
+    call = one_weight((48, 40, 3, 3), BSN)
+    call.forward(triton)
+    rows = triton.take_statistics().rows[triton.compiled("write_weights")]
+    for name in ("ld", "st"):
+        moved = [row for row in rows if row.name == name and row.space == 0]
+        assert sum(row.bytes for row in moved if row.access_bytes == 16) >= 4 * call.elements
+
+
 def test_atomic_or_barrier_that_is_left_out_is_missed(triton: TritonMachine) -> None:
     """Negative controls: of the kernel that has counters, without one instruction at a time."""
     call = one_weight((24, 20, 3, 3), BSN)

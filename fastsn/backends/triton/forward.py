@@ -8,7 +8,7 @@ Three launches, whatever the number of weights, with a program for each tile of 
    length of all of s is not known yet) and multiplies again: the tile's part of ``t = M^T u``. Of
    the tiles that share columns, the last one done adds up their parts, each weighted by its length.
    The last of these concludes the weight: sigma, and what launch 3 needs (conclude.py).
-3. :func:`write_weights`: the tile's part of W_sn; tiles along the edges also write the vectors.
+3. :func:`write_weights`: a piece of W_sn; tiles along the edges also write the vectors.
 
 Another iteration repeats 1 and 2. In an evaluation (no iteration) launch 1 makes parts of
 ``u^T M v``, and launch 2 only concludes. fastsn/backends/reference.py has the mathematics.
@@ -50,13 +50,18 @@ from fastsn.backends.triton.walk import (
     ROW_SUMS,
     ROW_VECTOR,
     SHAPES,
+    SIZE_A,
+    SIZE_B,
+    SIZE_C,
     SOURCE,
     TILE_SUMS,
+    VECTOR,
     VIEW,
     VIEW_COLUMNS,
     along,
     divisor,
     elements,
+    grid_of,
     memory,
     number,
     place,
@@ -287,28 +292,52 @@ def _write_view(
 
 
 @triton.jit
+def _write_piece(
+    argument, start, end, factor,
+    W: tl.constexpr, OUT: tl.constexpr, BLOCK: tl.constexpr, IN_VECTORS: tl.constexpr,
+):  # fmt: skip
+    source = memory(argument + SOURCE, W, IN_VECTORS)
+    target = memory(argument + RESULT, OUT, IN_VECTORS)
+    if IN_VECTORS:
+        # so written that the compiler sees it: a hint on an argument does not reach it
+        start, end = start // VECTOR * VECTOR, end // VECTOR * VECTOR
+    offsets = start + tl.arange(0, BLOCK)
+    weight = tl.load(source + offsets, mask=offsets < end, other=0.0).to(factor.dtype)
+    tl.store(target + offsets, (weight * factor).to(OUT), mask=offsets < end)
+
+
+@triton.jit
 def write_weights(
     tile_problems, problems, arguments, sums, scalars, vectors,
     W: tl.constexpr, V: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """``W_sn = scale W / sigma`` and the vectors."""
+    """``W_sn = scale W / sigma`` and the vectors.
+
+    To the weight's elements their places mean nothing here. So they are cut, in memory order, into
+    as many pieces as there are tiles, and move in vectors whatever the shape of the tiles.
+    """
     index = tl.load(tile_problems + tl.program_id(0)).to(tl.int64)
     problem, argument = problems + index * PROBLEM_COLUMNS, arguments + index * ARGUMENT_COLUMNS
     tile = tl.program_id(0) - tl.load(problem + FIRST_TILE)
     # 0 for a sigma of 0. 0 * W keeps a weight that is not finite visible in W_sn.
     factor = tl.load(scalars + tl.load(problem + FACTOR)).to(sums.dtype.element_ty)
     keep = tl.load(scalars + tl.load(problem + KEEP)) != 0.0
+    size = tl.load(problem + SIZE_A) * tl.load(problem + SIZE_B) * tl.load(problem + SIZE_C)
     shape = shape_of(problem, ALIGNED)
     for k in tl.static_range(2 * SHAPES if ALIGNED else SHAPES):
         if shape == k:
             TA: tl.constexpr = TILES[k][0]
             TB: tl.constexpr = TILES[k][1]
             TC: tl.constexpr = TILES[k][2]
-            first, offsets, mask = elements(problem, tile, TA, TB, TC, k >= SHAPES)
-            source = memory(argument + SOURCE, W, k >= SHAPES) + first
-            weight = tl.load(source + offsets, mask=mask, other=0.0).to(factor.dtype)
-            target = memory(argument + RESULT, OUT, k >= SHAPES) + first
-            tl.store(target + offsets, (weight * factor).to(OUT), mask=mask)
+            _, _, _, tiles_a, tiles_b, tiles_c = grid_of(problem, tile, TA, TB, TC)
+            # no more than a tile has, full or not
+            piece = tl.cdiv(tl.cdiv(size, tiles_a * tiles_b * tiles_c), VECTOR) * VECTOR
+            start = tile * piece
+            end = tl.minimum(start + piece, size)
+            if ALIGNED and size % VECTOR == 0:
+                _write_piece(argument, start, end, factor, W, OUT, TA * TB * TC, True)
+            else:
+                _write_piece(argument, start, end, factor, W, OUT, TA * TB * TC, False)
             if k != LONG and k != LONG_IN_VECTORS:
                 _write_view(problem, argument, tile, sums, scalars, vectors, keep, 0, V, TA, TB, TC)
             _write_view(problem, argument, tile, sums, scalars, vectors, keep, 1, V, TA, TB, TC)

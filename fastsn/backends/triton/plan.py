@@ -34,7 +34,8 @@ _TRITON_DTYPES = {
 #: few MB of weights are tiles enough for 132 multiprocessors. Wide tiles load whole cache lines;
 #: TC = 16 suits kernels of 4x4, and of 3x3 as 9 of 16, which costs lanes but no traffic. A tile
 #: writes a part of s per row and one of t per column: 1/15 of the weight for LONG, and for both
-#: views of BSN 1/7 of it.
+#: views of BSN 1/7 of it. Runs of 9 begin anywhere and Triton's tiles are powers of two in size,
+#: so BSN's tiles of 3x3 kernels cannot be read in vectors, except where W_sn is written.
 TILES = ((1, 16, 256), (16, 16, 16), (64, 64, 1))
 
 #: Elements that inner_products takes at a time.

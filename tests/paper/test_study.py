@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import random
@@ -345,7 +346,7 @@ def test_diverged_run_without_its_last_checkpoint(
     (path / "checkpoints/step-00000002.pt").unlink()
     with pytest.raises(RecordError, match="expected the checkpoint"):
         record(run, tmp_path)
-    with JsonLines(path / "events.jsonl") as events:
+    with contextlib.closing(JsonLines(path / "events.jsonl")) as events:
         events.write({"event": "stop", "step": 2, "reason": "diverged", "why": "nan"})
     found = record(run, tmp_path)
     assert found is not None and found.diverged

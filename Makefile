@@ -15,13 +15,14 @@ QUICK := -n $(WORKERS) --dist loadfile -m "not endurance and not ptx and not slo
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help env test test-machines test-ptx gpu-arithmetic test-endurance test-sweep demo bench \
-    lint format wheel clean FORCE
+    docs docs-serve lint format wheel clean FORCE
 
 help:
 	@echo "make test     run the tests                     make lint    check style and types"
 	@echo "make demo     what fastsn gains, and a GAN      make format  apply the style"
 	@echo "make bench    run the benchmarks                make wheel   build dist/*.whl, *.tar.gz"
-	@echo "make env      only set up .venv and build       make clean   remove all of that"
+	@echo "make docs     build the site in build/site      make clean   remove all of that"
+	@echo "make env      only set up .venv and build"
 	@echo "make test-ptx   the compiled GPU kernels on tests/ptx, all dtypes, layouts and orders"
 	@echo "make test-machines   the quick tests with 1, 2, 4 threads and on lesser processors"
 	@echo "make test-endurance   the training runs that are killed and resumed many times"
@@ -56,10 +57,18 @@ test-sweep: env $(VENV)/.sweep
 
 demo: env
 	$(PY) -m benchmarks.demo
-	$(PY) -m benchmarks.gan
 
 bench: env
 	$(PY) -m pytest benchmarks
+
+# The site; warnings fail the build, unless --quiet hides them from --strict. MkDocs reads the
+# sources, and imports nothing of ours.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "build/site/index.html"
+
+docs-serve: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --strict
 
 lint: env
 	$(PY) -m ruff check .
@@ -97,6 +106,12 @@ $(VENV)/.sweep: $(VENV)/.installed
 	@echo "Installing Ray"
 	FASTSN_BUILD_CPU=0 FASTSN_BUILD_CUDA=0 $(PIP) install --quiet --constraint constraints.txt \
 	    --no-build-isolation --editable '.[sweep]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	@echo "Installing the tools of the site"
+	FASTSN_BUILD_CPU=0 FASTSN_BUILD_CUDA=0 $(PIP) install --quiet --constraint constraints.txt \
+	    --no-build-isolation --editable '.[docs]'
 	@touch $@
 
 # pip builds an editable install in a new folder each time, so it only links the checkout here

@@ -66,7 +66,8 @@ def architectures(home: str) -> str:
 
 def extension(name: str, folder: str, **options: list[str]) -> Extension:
     files = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc" / folder).iterdir())
-    headers = [*map(str, files), "csrc/problem.h"]
+    files += sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").iterdir() if path.is_file())
+    headers = [str(path) for path in files]
     sources = [str(path) for path in files if path.suffix in (".cpp", ".cu")]
     return cpp_extension.CppExtension(
         name, sources, depends=headers, extra_compile_args=FLAGS, py_limited_api=True, **options

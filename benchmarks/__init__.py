@@ -1,1 +1,1 @@
-"""Benchmarks of fastsn against torch: ``make bench``, and ``python -m benchmarks.demo``."""
+"""Benchmarks of fastsn against torch: ``make bench``, and ``make demo``."""

@@ -4,6 +4,7 @@ pytest benchmarks                                  gates and timings
 pytest benchmarks --benchmark-disable              everything once, untimed: does it work?
 pytest benchmarks --benchmark-json=FILE.json       a result file for benchmarks/report.py
 pytest benchmarks --device cuda --threads 1
+pytest benchmarks --allocator kept                 with freed memory kept in the process
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 import fastsn
-from benchmarks.timing import cpu_model, keep_freed_memory, others_share
+from benchmarks.timing import ALLOCATORS, cpu_model, keep_freed_memory, others_share
 from benchmarks.workloads import Case, make_case
 from fastsn.backends import explain
 
@@ -36,12 +37,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastsn")
     group.addoption("--device", default="cpu", help="device of the timings: cpu, cuda")
     group.addoption("--threads", type=int, default=0, help="CPU threads of the timings")
+    group.addoption(
+        "--allocator",
+        choices=ALLOCATORS,
+        default="system",
+        help="freed memory: what the system does (default), or kept in the process",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[GATES] = []
     config.stash[OTHERS] = others_share()
-    keep_freed_memory()
+    if config.getoption("allocator") == "kept":
+        keep_freed_memory()
     if count := config.getoption("threads"):
         torch.set_num_threads(count)
 
@@ -119,6 +127,7 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": config.getoption("allocator"),
         "system": f"{platform.system()} {platform.machine()}",
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "python": platform.python_version(),

@@ -1,13 +1,15 @@
-"""The README's benchmark tables and plots, from benchmarks/results/*.json.
+"""Benchmark tables and plots, from benchmarks/results/*.json: ``python -m benchmarks.report``.
 
-``python -m benchmarks.report`` writes the tables between two markers, and the plots in docs/images.
-``--check`` only compares the tables, and exits 1 where the README differs.
+A short table goes between two markers of README.md, all tables between those of docs/benchmarks.md,
+the plots into docs/images; and the demo's numbers, from docs/images/demo.json, into
+docs/training.md. ``--check`` only compares, and exits 1 on a difference.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +21,11 @@ from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+TRAINING = ROOT / "docs" / "training.md"
+DEMO = IMAGES / "demo.json"
 
 #: What each method's ratio in brackets is taken against.
 BASELINES = {"sn": "torch", "bsn": "plain-bsn"}
@@ -47,6 +52,71 @@ def drawn(results: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str, Pat
                 yield name, kind, IMAGES / f"bench-{name}-{kind}.svg"
 
 
+#: Rows and columns of the short table; a contender without any number has no column.
+SHORT_ROWS = tuple(
+    (workload, method, mode)
+    for workload in ("cnn", "resnet")
+    for method, mode in (("sn", "forward"), ("sn", "forward_backward"), ("bsn", "forward_backward"))
+)
+SHORT_COLUMNS = {
+    "torch": {"sn": "torch", "bsn": "plain-bsn"},
+    "torch, compiled": {"sn": "torch-compiled", "bsn": "plain-bsn-compiled"},
+    "fastsn": {"sn": "fastsn", "bsn": "fastsn-bsn"},
+    "floor": {"sn": "traffic", "bsn": ""},
+}
+_PEAK = re.compile(r"(?:cnn|resnet|biggan): peak memory of fastsn\S*'s (forward|backward) / (.+)")
+
+
+def short(results: Mapping[str, dict[str, Any]]) -> str:
+    """Markdown of the newest results, those with the allocator as users have it if there are any:
+    one table, and a line about memory; at most 12 lines.
+    """
+    if not results:
+        return "No results are recorded yet."
+    as_users = [r for r in results.values() if r["machine_info"].get("allocator") == "system"]
+    result = max(as_users or results.values(), key=lambda result: str(result["datetime"]))
+    entries = {
+        tuple(entry["extra_info"].get(key) for key in ("workload", "mode", "contender")): entry
+        for entry in result["benchmarks"]
+    }
+    columns = {
+        title: names
+        for title, names in SHORT_COLUMNS.items()
+        if any((w, mode, names[method]) in entries for w, method, mode in SHORT_ROWS)
+    }
+    rows = []
+    for workload, method, mode in SHORT_ROWS:
+        cells = [
+            _cell(entries.get((workload, mode, names[method])), method if title == "fastsn" else "")
+            for title, names in columns.items()
+        ]
+        network = WORKLOADS[workload].title.partition(",")[0]
+        rows.append([f"{network}, {METHODS[method]}, {MODES[mode].title}", *cells])
+    version = result["machine_info"]["torch"]
+    lines = [f"{plots.device_name(result)}, torch {version}{_allocator(result)}:", ""]
+    lines += [_markdown(["", *columns], rows)]
+    peaks: dict[str, list[float]] = {}
+    for gate in result.get("gates") or ():
+        if match := _PEAK.fullmatch(gate["text"]):
+            peaks.setdefault(f"{match[1]} at most {{}} times its {match[2]}", []).append(
+                gate["measured"]
+            )
+    if peaks:
+        told = ", ".join(text.format(f"{max(found):.2f}") for text, found in peaks.items())
+        lines += ["", f"Memory at the peak: {told}."]
+    return "\n".join(lines)
+
+
+#: What becomes of freed memory (``--allocator``), as it is told.
+ALLOCATORS = {"system": "memory as the system gives it", "kept": "freed memory kept"}
+
+
+def _allocator(result: dict[str, Any]) -> str:
+    """What became of freed memory, where the result says it."""
+    allocator = result["machine_info"].get("allocator")
+    return f", {ALLOCATORS[allocator]}" if allocator else ""
+
+
 def tables(results: Mapping[str, dict[str, Any]]) -> str:
     """Markdown of all results."""
     if not results:
@@ -54,7 +124,7 @@ def tables(results: Mapping[str, dict[str, Any]]) -> str:
     blocks = [EXPLANATION]
     for name, result in results.items():
         pictures = [
-            f"![{plots.PLOTS[kind].title}]({path.relative_to(ROOT).as_posix()})"
+            f"![{plots.PLOTS[kind].title}]({path.relative_to(PAGE.parent).as_posix()})"
             for _, kind, path in drawn({name: result})
         ]
         blocks += _result(result, pictures)
@@ -65,10 +135,10 @@ def _result(result: dict[str, Any], pictures: Sequence[str]) -> Iterator[str]:
     machine, commit = result["machine_info"], result["commit_info"]
     version = str(commit.get("id", "unknown"))[:12] + (" + changes" if commit.get("dirty") else "")
     others = result.get("others_cpu_share")
-    yield f"### {plots.device_name(result)}"
+    yield f"## {plots.device_name(result)}{_allocator(result)}"
     yield (
         f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}, fastsn "
-        f"{machine['fastsn']}, commit {version}, {result['datetime'][:10]}."
+        f"{machine['fastsn']}{_allocator(result)}, commit {version}, {result['datetime'][:10]}."
         + (f" Other processes used {others:.0%} of the CPU time." if others else "")
     )
     yield from pictures
@@ -79,7 +149,7 @@ def _result(result: dict[str, Any], pictures: Sequence[str]) -> Iterator[str]:
     if norms := [b for b in result["benchmarks"] if b["extra_info"]["mode"] == "norm"]:
         yield from _conv_norms(norms)
     if gates := result.get("gates"):
-        yield "**Promises** (tests in `benchmarks/test_gates.py`)"
+        yield "### Promises\n\nTests in `benchmarks/test_gates.py`."
         rows = [
             [
                 gate["text"],
@@ -95,8 +165,8 @@ def _result(result: dict[str, Any], pictures: Sequence[str]) -> Iterator[str]:
 def _workload(workload: str, entries: Sequence[dict[str, Any]]) -> Iterator[str]:
     info = entries[0]["extra_info"]
     yield (
-        f"**{WORKLOADS[workload].title}**: {info['weights']} weights, "
-        f"{info['parameters'] / 1e6:.2f} M parameters, float32"
+        f"### {WORKLOADS[workload].title}\n\n{info['weights']} weights, "
+        f"{info['parameters'] / 1e6:.2f} M parameters, float32."
     )
     by_key = {(e["extra_info"]["contender"], e["extra_info"]["mode"]): e for e in entries}
     rows = []
@@ -116,7 +186,7 @@ CONV_METHODS = {
 
 
 def _conv_norms(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "**Norm of a 3x3 convolution** for inputs of one size: median time, relative error"
+    yield "### Norm of a 3x3 convolution\n\nFor inputs of one size: median time, relative error."
     by_key = {(e["extra_info"]["contender"], e["extra_info"]["workload"]): e for e in entries}
     columns = list(dict.fromkeys(workload for _, workload in by_key))
     rows = []
@@ -153,44 +223,74 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
-def updated(readme: str, block: str) -> str:
-    """The README with ``block`` between the markers.
+def demo(summary: dict[str, Any]) -> str:
+    """Markdown of the numbers of a demo (``benchmarks/demo.py``)."""
+    last, name, times = summary["last"], summary["metric"], summary["step_time"]
+    protocol, options = last["protocol"], times["options"]
+    by_step = ", ".join(f"{value:.1f} at {step}" for step, value in summary["by_step"].items())
+    rows = []
+    for i, row in enumerate(times["rows"]):
+        extra = f"{row['overhead_s'] * 1e3:.2f} ms" if i else ""
+        rows.append([row["contender"], f"{row['median_s'] * 1e3:.1f} ms", extra])
+    return "\n".join(
+        [
+            f"Frechet distance ({name}) by iteration: {by_step}; in the features of a small "
+            f"{protocol['extractor']}, so not an FID.",
+            "",
+            f"Training step of that network (width {options['width']:g}, batch {options['batch']}, "
+            f"{times['environment']['threads']} threads, torch {times['environment']['torch']}), "
+            "medians in one process, in turns:",
+            "",
+            _markdown(["", "step", "more than without a norm"], rows),
+        ]
+    )
+
+
+def updated(text: str, name: str, block: str) -> str:
+    """A page with ``block`` between the markers ``name:begin`` and ``name:end``.
 
     Raises:
         ValueError: it does not have each marker once, in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"expected the README to have {BEGIN} and then {END} once, got neither")
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in rest or end in after:
+        raise ValueError(f"expected the page to have {begin} and then {end} once, got neither")
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
-def main() -> int:
+def blocks(results: Mapping[str, dict[str, Any]]) -> Iterator[tuple[Path, str, str]]:
+    """(page, name of its markers, what is between them) of all that is generated here."""
+    yield README, "benchmarks", short(results)
+    yield PAGE, "benchmarks", tables(results)
+    yield TRAINING, "demo", demo(json.loads(DEMO.read_text(encoding="utf-8")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 on a difference"
-    )
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    options = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 on a difference")
+    options = parser.parse_args(argv)
     results = read_results()
-    if not options.readme.exists():
-        parser.error(f"expected a README at {options.readme}, got none")
-    old = options.readme.read_text(encoding="utf-8")
-    try:
-        new = updated(old, tables(results))
-    except ValueError as error:
-        parser.error(f"{options.readme}: {error}")
-    if options.check:
-        if old != new:
-            print(f"{options.readme} differs from its results: python -m benchmarks.report")
-        return int(old != new)
-    if old != new:
-        options.readme.write_text(new, encoding="utf-8")
-    for name, kind, path in drawn(results):
-        plots.draw(results[name], kind, path)
-    return 0
+    differs = False
+    for page, name, block in blocks(results):
+        old = page.read_text(encoding="utf-8")
+        try:
+            new = updated(old, name, block)
+        except ValueError as error:
+            parser.error(f"{page}: {error}")
+        if old == new:
+            continue
+        differs = True
+        if options.check:
+            print(f"{page} differs from its results: python -m benchmarks.report")
+        else:
+            page.write_text(new, encoding="utf-8")
+    if not options.check:
+        for name, kind, path in drawn(results):
+            plots.draw(results[name], kind, path)
+    return int(options.check and differs)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from fastsn.gan.bench import Seconds, in_turns, recorded
+from benchmarks.timing import in_turns
+from fastsn.gan.bench import Seconds, recorded
 from fastsn.gan.config import (
     Config,
     DataConfig,
@@ -96,12 +97,14 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     for title, norm in CONTENDERS.items():
         values = {**vars(config), "norm": norm}
         steps[title] = Trainer(Config(**values), images, device).iterate
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times = in_turns(steps, wait, options.seconds)
+    for step in steps.values():  # optimizer states, CUDA graphs
+        for _ in range(4):
+            step()
+    times = in_turns(steps, device, seconds=options.seconds * len(steps), min_rounds=2)
     base = statistics.median(times[next(iter(CONTENDERS))])
     rows = []
     for title, taken in times.items():
-        # Of a turn and the first contender's beside it: what slows the machine slows both.
+        # Of a step and the first contender's in the same round: what slows one slows both.
         pairs = zip(taken, times[next(iter(CONTENDERS))], strict=True)
         extra = statistics.median(mine - other for mine, other in pairs)
         rows.append(
@@ -111,7 +114,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
                 "median_s": statistics.median(taken),
                 "overhead_s": extra,
                 "overhead": extra / base,
-                "turns": len(taken),
+                "steps": len(taken),
             }
         )
     machine = environment()

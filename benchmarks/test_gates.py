@@ -1,8 +1,9 @@
 """The promises about speed and memory, as tests: CPU, 2 threads, float32, the CNN discriminator.
 
-Times are medians taken side by side in one process; torch's are those of reading ``.weight`` of
-every layer. Beside each stands what the machine's memory allows: the ratio of a program that did
-nothing but the passes over memory SN cannot do without. Memory is the peak of a process of its own.
+They hold as users start Python, with ``--allocator system`` (the default). Times are medians taken
+side by side in one process; torch's are those of reading ``.weight`` of every layer. The floor is
+a program that does nothing but the passes over memory SN cannot do without, into memory that is
+there already. Memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -45,22 +46,22 @@ def cnn() -> Case:
     return make_case("cnn")
 
 
-@pytest.mark.parametrize(
-    ("mode", "fast", "slow", "times"),
-    [
-        ("forward", "fastsn", "torch", 4),
-        ("forward_backward", "fastsn", "torch", 6),
-        ("forward_backward", "fastsn-bsn", "plain-bsn", 6),
-        ("forward_backward", "fastsn-bsn", "torch", 3),
-    ],
-)
-def test_times_faster(
-    cnn: Case, promise: Callable[..., None], mode: str, fast: str, slow: str, times: float
+@pytest.mark.parametrize(("mode", "times"), [("forward", 5), ("forward_backward", 6)])
+def test_times_faster_than_torch(
+    cnn: Case, promise: Callable[..., None], mode: str, times: float
 ) -> None:
-    medians = _medians(cnn, mode, fast, slow, "traffic")
-    text = f"{MODES[mode].title}: {fast}, times faster than {slow}"
-    limit = medians[slow] / medians["traffic"]
-    promise(text, medians[slow] / medians[fast], at_least=times, limit=limit)
+    medians = _medians(cnn, mode, "fastsn", "torch", "traffic")
+    limit = medians["torch"] / medians["traffic"]
+    text = f"{MODES[mode].title}: fastsn, times faster than torch"
+    promise(text, medians["torch"] / medians["fastsn"], at_least=times, limit=limit)
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward_backward"])
+def test_in_times_of_the_floor(cnn: Case, promise: Callable[..., None], mode: str) -> None:
+    """Against the passes over memory no SN can do without, into memory that is there already."""
+    medians = _medians(cnn, mode, "fastsn", "traffic")
+    ratio = medians["fastsn"] / medians["traffic"]
+    promise(f"{MODES[mode].title}: fastsn / the least traffic", ratio, at_most=1.6)
 
 
 def test_forward_in_times_of_a_copy(cnn: Case, promise: Callable[..., None]) -> None:
@@ -69,11 +70,18 @@ def test_forward_in_times_of_a_copy(cnn: Case, promise: Callable[..., None]) -> 
     promise("forward: fastsn / one torch.mul", medians["fastsn"] / medians["copy"], at_most=3)
 
 
+@pytest.mark.parametrize("mode", ["forward", "forward_backward"])
+def test_bsn_in_times_of_sn(cnn: Case, promise: Callable[..., None], mode: str) -> None:
+    medians = _medians(cnn, mode, "fastsn-bsn", "fastsn")
+    ratio = medians["fastsn-bsn"] / medians["fastsn"]
+    promise(f"{MODES[mode].title}: BSN / SN", ratio, at_most=1.35)
+
+
 def _medians(case: Case, mode: str, *names: str) -> dict[str, float]:
     runs = {name: make_run(name, case, mode) for name in names}
     for name, run in runs.items():
         check(name, case, mode, run())
-    return side_by_side(runs, CPU, seconds=BUDGET)
+    return side_by_side(runs, CPU, seconds=BUDGET, calls=12)
 
 
 class Calls(TorchDispatchMode):

@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 
 __all__ = [
+    "ALLOCATORS",
     "cpu_model",
     "device_seconds",
     "device_work",
     "empty_launch",
+    "in_turns",
     "keep_freed_memory",
     "others_share",
     "seconds_of",
@@ -34,12 +36,15 @@ Run = Callable[[], object]
 #: Timed calls of a run per turn.
 CALLS_PER_TURN = 3
 
+#: What the allocator does with freed memory: as users start Python, or kept in the process.
+ALLOCATORS = ("system", "kept")
+
 
 def keep_freed_memory() -> None:
-    """Keeps freed memory in the process, as a training process with its activations does.
+    """Keeps freed memory in the process from now on, as some allocators and settings do.
 
-    By default glibc gives a freed result back to the system in one call and not in the next, and
-    page faults then decide a comparison by chance. Where there is no ``mallopt`` nothing changes.
+    By default glibc gives large freed results back to the system, and page faults are then part of
+    what is measured. Where there is no ``mallopt`` nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -93,14 +98,15 @@ def device_work(run: Run) -> list[str]:
     return [event.name for event in profile.events() if event.device_type == on_gpu]
 
 
-def side_by_side(
+def in_turns(
     runs: Mapping[str, Run],
     device: torch.device,
     *,
     seconds: float = 2.0,
     min_rounds: int = 7,
-) -> dict[str, float]:
-    """Median wall time of each run, in seconds.
+    calls: int = CALLS_PER_TURN,
+) -> dict[str, list[float]]:
+    """Wall times of each run, in seconds; times at the same place are of the same round.
 
     In every round each run has one turn, and each round begins with another one. A turn begins with
     an untimed call, so that each run finds its own weights in the caches, not the other's.
@@ -110,6 +116,8 @@ def side_by_side(
         device: where they run.
         seconds: how long to go on, about.
         min_rounds: at least so many rounds, however long they take.
+        calls: timed calls per turn. Many in a row are as training has them: what one call leaves
+            behind, in memory and caches, the next one finds.
     """
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -121,7 +129,20 @@ def side_by_side(
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
                 runs[name]()
-                times[name] += [seconds_of(runs[name], device) for _ in range(CALLS_PER_TURN)]
+                times[name] += [seconds_of(runs[name], device) for _ in range(calls)]
+    return times
+
+
+def side_by_side(
+    runs: Mapping[str, Run],
+    device: torch.device,
+    *,
+    seconds: float = 2.0,
+    min_rounds: int = 7,
+    calls: int = CALLS_PER_TURN,
+) -> dict[str, float]:
+    """Median wall time of each run, in seconds, by :func:`in_turns`."""
+    times = in_turns(runs, device, seconds=seconds, min_rounds=min_rounds, calls=calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

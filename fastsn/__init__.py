@@ -1,6 +1,6 @@
 """Fast spectral normalization for PyTorch: SN, SSN, BSN and BSSN.
 
-Public names are listed in ``__all__``; the data's path is in the README.
+Public names are listed in ``__all__``; the data's path is in docs/how-it-works.md.
 """
 
 from fastsn import analysis, functional

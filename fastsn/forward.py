@@ -137,7 +137,7 @@ class Batch:
             tuple(norm.kind for norm in norms),
             tuple(1.0 if isinstance(scale, Tensor) else float(scale) for scale in scales),
             first.eps,
-        )
+        ).with_memory()
         names = [(norm._buffers, pair) for norm in norms for pair in norm.vector_names]
         self._us = [(buffers, u) for buffers, (u, _) in names]
         self._vs = [(buffers, v) for buffers, (_, v) in names]
@@ -322,7 +322,8 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 
 def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
     """The normalized weights of one read, in eager code."""
-    if torch._C._get_tracing_state() is not None and batch.training:
+    traced = torch._C._get_tracing_state() is not None
+    if traced and batch.training:
         raise RuntimeError(
             "fastsn: expected a model in evaluation mode, got one that torch.jit traces while it "
             "trains: call model.eval(), or fastsn.fold(model), first"
@@ -333,7 +334,7 @@ def read_batch(batch: Batch, weights: Sequence[Tensor]) -> Results:
     around = regions.regions() if regions.inside(batch.training) else []
     if around and (recalled := recall(around, batch, weights)) is not None:
         return recalled
-    if torch._C._are_functorch_transforms_active():
+    if traced or torch._C._are_functorch_transforms_active():
         results = _transformed(batch, weights, out_dtype)
     elif batch.in_steps and batch.training:
         results = _read_in_steps(batch, weights, out_dtype)
@@ -409,7 +410,7 @@ def iterations_now(states: Sequence[State], training: bool, n_power_iterations: 
 
 
 def _transformed(batch: Batch, weights: Sequence[Tensor], out_dtype: torch.dtype | None) -> Results:
-    """Under a functorch transform: results belong to the transform, and nothing is kept."""
+    """Under a functorch transform, or in a trace: results belong to it, and nothing is kept."""
     iterations = iterations_now(batch.states, batch.training, batch.n_power_iterations)
     if batch.in_steps and iterations:
         fresh = [

@@ -348,12 +348,22 @@ def _read_traced(norm: Norm, weight: Tensor) -> Tensor:
     return traced_batch(alone(norm), [weight])[0]
 
 
+@torch.compiler.assume_constant_result  # for the tracer, False otherwise
+def _exporting_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
 def traced_batch(batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:
     """The normalized weights of one read, in compiled code."""
     require_plain(weights[0])
     out_dtype = autocast_dtype(weights[0])
     us, vs = batch.vectors()
     iterations = batch.n_power_iterations if batch.training else 0
+    if iterations and _exporting_to_onnx():
+        raise RuntimeError(
+            "fastsn: expected a model in evaluation mode, got one exported to ONNX in training: "
+            "call model.eval(), or fastsn.fold(model), first"
+        )
     # Another process, which gets an exported program, has neither our weights nor our frames.
     looks = (batch.in_steps or current() is not None) and not torch.compiler.is_exporting()
     if iterations and looks:

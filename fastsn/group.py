@@ -313,6 +313,17 @@ class SpectralNormGroup:
         finally:
             close(frame)
 
+    def release_memory(self) -> None:
+        """Gives back the memory that is kept on the CPU for the next normalized weights and
+        gradients: at most four times that of the weights. What is in use is not touched.
+        """
+        batches = [batch for batch, _ in self._batches]
+        alone = [state.alone for norm in self._norms if (state := norm.state).alone is not None]
+        for batch in (*batches, *alone):
+            memory = batch.plan.memory
+            if memory is not None:
+                memory.release()
+
     def refresh(self) -> None:
         """Looks for the normalized layers again, after some were added, removed or replaced."""
         members = _collect(self.model, self.exclude)

@@ -6,12 +6,16 @@ here is integers and dtypes; no tensor's values are read. The C++ side of it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import weakref
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastsn.memory import Memory
 
 __all__ = [
     "BSN",
@@ -56,7 +60,7 @@ def views_of(shape: Sequence[int], dim: int, kind: int) -> tuple[View, ...]:
 
 
 class Plan:
-    """``k`` weights of one call; never changed, and the same object for equal arguments.
+    """``k`` weights of one call; never changed.
 
     Attributes:
         shapes: of the weights.
@@ -67,11 +71,13 @@ class Plan:
         eps: lower bound of the norms the vectors are divided by.
         elements: of all weights.
         any_contiguous: compiled kernels walk every contiguous weight in place.
+        memory: of results, to be used again. A batch of layers has a plan with memory of its own;
+            that of a plan which many share, as compiled code has it, is the latest such batch's.
     """
 
     __slots__ = (
-        "_parts", "any_contiguous", "dims", "elements", "eps", "firsts", "flat_views", "kinds",
-        "scales", "shapes", "sizes", "views",
+        "_memory", "_parts", "any_contiguous", "dims", "elements", "eps", "firsts", "flat_views",
+        "kinds", "scales", "shapes", "sizes", "views",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +102,18 @@ class Plan:
         for views in self.views:
             self.firsts.append(self.firsts[-1] + len(views))
         self._parts: dict[tuple[int, ...], Plan] = {}
+        self._memory: Callable[[], Memory | None] = _no_memory
+
+    def with_memory(self) -> Plan:
+        """The same plan with memory of its own, for one batch of layers."""
+        plan = copy.copy(self)
+        memory = Memory([views[0].rows * views[0].cols for views in self.views])
+        plan._memory, self._memory = lambda: memory, weakref.ref(memory)
+        return plan
+
+    @property
+    def memory(self) -> Memory | None:
+        return self._memory()
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -130,13 +148,17 @@ def plan_of(
     scales: tuple[float, ...],
     eps: float,
 ) -> Plan:
-    """The plan for such weights, made at the first call."""
+    """The plan for such weights: the same object for equal arguments."""
     if torch.compiler.is_compiling():  # which sees through caches
         return Plan(shapes, dims, kinds, scales, eps)
     try:
         return _plan_of(shapes, dims, kinds, scales, eps)
     except TypeError:  # symbolic sizes, which have no hash
         return Plan(shapes, dims, kinds, scales, eps)
+
+
+def _no_memory() -> None:
+    """Before any batch has such a plan."""
 
 
 _plan_of = lru_cache(maxsize=4096)(Plan)

@@ -7,9 +7,11 @@ table, ``["log", 50, 1.31, ...]``, with null in columns that the row does not ha
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +24,13 @@ from fastsn.gan.run.checkpoint import replace_file
 
 __all__ = [
     "BETTER",
+    "SUFFIX",
     "Record",
     "RecordError",
     "at_moment",
     "diverged",
     "ending",
+    "few_samples",
     "layer_values",
     "pick",
     "read_record",
@@ -36,6 +40,10 @@ __all__ = [
     "values",
 ]
 
+#: Of records' names.
+SUFFIX = ".jsonl.gz"
+#: What a damaged record may raise.
+READING = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, ConfigError)
 #: Rows of losses that are kept.
 LOG_ROWS = 60
 #: Rows of images that are kept of the last grid of samples.
@@ -91,7 +99,7 @@ class Record:
 
 
 def record_run(run: Path, out: Path, *, samples: bool = True) -> Path:
-    """Records a run's folder as ``out/NAME.jsonl``, and with ``samples`` as ``out/NAME.png``.
+    """Records a run's folder as ``out/NAME.jsonl.gz``, and with ``samples`` as ``out/NAME.png``.
 
     The same run gives the same bytes, resumed or not.
 
@@ -133,10 +141,10 @@ def record_run(run: Path, out: Path, *, samples: bool = True) -> Path:
         lines += [[table, *(_short(row.get(column)) for column in columns[table])] for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     if samples and files.last_samples is not None:
-        replace_file(out / f"{name}.png", _few_samples(files))
-    path = out / f"{name}.jsonl"
+        replace_file(out / f"{name}.png", few_samples(files))
+    path = out / f"{name}{SUFFIX}"
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-    replace_file(path, text.encode())
+    replace_file(path, gzip.compress(text.encode(), mtime=0))
     return path
 
 
@@ -167,7 +175,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _few_samples(files: RunFiles) -> bytes:
+def few_samples(files: RunFiles) -> bytes:
+    """The first rows of a run's last samples, as PNG; it must have some."""
     from PIL import Image
 
     with Image.open(str(files.last_samples)) as picture:
@@ -189,7 +198,8 @@ def read_record(path: Path) -> Record:
         RecordError: it is missing or damaged.
     """
     try:
-        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = gzip.decompress(path.read_bytes()).decode()
+        head, *lines = [json.loads(line) for line in text.splitlines()]
         config = from_dict(head["config"])
         columns = {name: head["columns"][name] for name in TABLES}
         tables: dict[str, Rows] = {name: [] for name in TABLES}
@@ -199,11 +209,11 @@ def read_record(path: Path) -> Record:
             raise ValueError("no row that says how the run ended")
         if config.run_name() != head["name"]:
             raise ValueError(f"options of {config.run_name()} under the name {head['name']}")
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except READING as error:
         raise RecordError(
             f"{path}: expected the record of a run, got: {type(error).__name__}: {error}"
         ) from error
-    samples = path.with_suffix(".png")
+    samples = path.with_name(f"{path.name.removesuffix(SUFFIX)}.png")
     return Record(
         head["name"],
         config,
@@ -219,7 +229,7 @@ def read_records(folder: Path) -> dict[str, Record]:
     Raises:
         RecordError: a record is damaged.
     """
-    found = [read_record(path) for path in sorted(folder.glob("*.jsonl"))]
+    found = [read_record(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
     return {record.name: record for record in found}
 
 

@@ -12,7 +12,7 @@ from fastsn.gan.run.folder import RunDirError
 from fastsn.gan.sweep import Job, run_jobs
 from fastsn.gan.sweep.state import SETTLED
 from paper.catalog import EXPERIMENTS, plan
-from paper.records import RecordError, read_record, record_run
+from paper.records import SUFFIX, RecordError, read_record, record_run
 
 __all__ = ["Sources", "Workers", "is_recorded", "record_all", "train_all"]
 
@@ -119,7 +119,7 @@ def record_all(runs: Iterable[str], folder: Path, records: Path) -> list[str]:
 
 def is_recorded(config: Config, records: Path) -> bool:
     """Whether there is a record of the whole run; one that is damaged is made again."""
-    path = records / f"{config.run_name()}.jsonl"
+    path = records / f"{config.run_name()}{SUFFIX}"
     if not path.exists():
         return False
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-__all__ = ["Mean", "Test", "average", "fit", "holm", "mean_of", "t_test", "welch"]
+__all__ = ["Mean", "Test", "average", "critical", "fit", "holm", "mean_of", "t_test", "welch"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,17 @@ def _exact(difference: float, df: float) -> Test:
 
 def _test(t: float, df: float) -> Test:
     return Test(t, df, _incomplete_beta(df / 2, 0.5, df / (df + t * t)))
+
+
+def critical(df: float, level: float) -> float:
+    """The ``t`` whose two-sided p is ``level``, by halving."""
+    low, high = 0.0, 1.0
+    while _test(high, df).p > level:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _test(middle, df).p > level else (low, middle)
+    return high
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:

@@ -30,7 +30,7 @@ TARGETS: dict[str, list[Any]] = {
         *("-DTORCH_STABLE_ONLY", "-isystem", TORCH / "include", "-L", TORCH / "lib"),
         *(
             CUDA / "ops.cpp",
-            CUDA / "arguments.cpp",
+            ROOT / "csrc" / "arguments.cpp",
             CUDA / "kernel_name.cpp",
             HOST / "shim.cpp",
             HOST / "launch.cpp",
@@ -65,13 +65,16 @@ class Host:
         functions = ctypes.CDLL(str(library))
         self.set_device = functions.fastsn_host_device
         self.launches = functions.fastsn_host_launches
-        self.backward = torch.ops.fastsn_cuda_host.backward
         self.refuse = functions.fastsn_host_refuse
         self.set_device(*FORWARDS)
 
     def forward(self, *args: Any) -> Any:
-        """The op; ``store_vectors`` may be left out."""
-        return torch.ops.fastsn_cuda_host.forward(*args[:10], *(args[10:] or (False,)))
+        """The op, without memory; ``store_vectors`` may be left out."""
+        return torch.ops.fastsn_cuda_host.forward(*args[:10], *(args[10:] or (False,)), [])
+
+    def backward(self, *args: Any) -> Any:
+        """The op, without memory."""
+        return torch.ops.fastsn_cuda_host.backward(*args, [])
 
 
 class Case(NamedTuple):

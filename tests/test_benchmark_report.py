@@ -1,4 +1,4 @@
-"""What the README shows of the benchmarks is what benchmarks/results holds."""
+"""What README and site show of the benchmarks is what benchmarks/results holds."""
 
 from __future__ import annotations
 
@@ -37,9 +37,42 @@ def numbers_in(svg: Path) -> Bars:
     return lengths
 
 
-def test_readme_is_what_the_generator_writes() -> None:
-    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.updated(readme, report.tables(RESULTS)) == readme, "python -m benchmarks.report"
+@pytest.mark.parametrize("page, name, block", list(report.blocks(RESULTS)))
+def test_pages_are_what_the_generator_writes(page: Path, name: str, block: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert report.updated(text, name, block) == text, "python -m benchmarks.report"
+
+
+def test_a_page_without_its_markers_is_refused() -> None:
+    begin, end = "<!-- demo:begin -->", "<!-- demo:end -->"
+    assert report.updated(f"a{begin}old{end}b", "demo", "new") == f"a{begin}\n\nnew\n\n{end}b"
+    for text in ("", begin, f"{end}{begin}", f"{begin}{begin}{end}", f"{begin}{end}{end}"):
+        with pytest.raises(ValueError, match="expected the page to have"):
+            report.updated(text, "demo", "new")
+
+
+def test_the_short_block_is_short_and_of_the_newest_results() -> None:
+    assert len(report.short(RESULTS).splitlines()) <= 12
+    name, newer = "newer", copy.deepcopy(next(iter(RESULTS.values())))
+    newer["datetime"] = "9999-01-01"
+    newer["machine_info"].update(cpu="a newer one", allocator="system")
+    kept = copy.deepcopy(newer)
+    kept["datetime"], kept["machine_info"]["allocator"] = "9999-01-02", "kept"
+    for entry in newer["benchmarks"]:
+        if entry["name"] == "test_speed[cnn-forward-torch]":
+            compiled = copy.deepcopy(entry)
+            compiled["extra_info"]["contender"] = "torch-compiled"
+            compiled["stats"]["median"] = 0.0123
+    newer["benchmarks"].append(compiled)
+    newer["gates"] = [
+        {"text": f"{w}: peak memory of fastsn's forward / normalized weights", "measured": m}
+        for w, m in (("cnn", 1.01), ("biggan", 1.25), ("deep", 7.0))  # the last is all overhead
+    ]
+    text = report.short({**RESULTS, name: newer, "kept": kept})
+    assert "a newer one" in text and "memory as the system gives it" in text
+    assert "| torch, compiled |" in text and "| 12.3 ms |" in text
+    assert "forward at most 1.25 times its normalized weights" in text and "7.0" not in text
+    assert len(text.splitlines()) <= 12
 
 
 def test_no_picture_is_missing_or_left_over() -> None:

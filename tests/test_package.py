@@ -24,7 +24,8 @@ GAN = ROOT / "fastsn" / "gan"
 #: A module imports from layers above its own in this table, which it builds on, and no others:
 #: neither at the top of a file, nor inside a function, nor for its types alone.
 LAYERS = (
-    {"plan", "conv_map"},
+    {"memory", "conv_map"},
+    {"plan"},
     {"backends.reference", "backends.native", "backends.triton.walk", "backends.verdicts"},
     {"backends.batched", "backends.selftest"},
     {"backends.triton.plan", "backends.triton.conclude", "backends.triton.gradients"},

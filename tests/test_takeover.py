@@ -7,6 +7,7 @@ import gc
 import io
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -411,3 +412,30 @@ def test_jit_trace_of_a_model_that_is_not_folded(training: bool) -> None:
         else:
             traced = torch.jit.trace(model, x, check_trace=False)
             torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "torch.jit"])
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("method", ["sn", "bssn"])
+def test_onnx_of_a_model_that_is_not_folded(
+    method: str, grouped: bool, dynamo: bool, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    model = small_cnn()
+    fastsn.apply(model, method)
+    if not grouped:
+        fastsn.group_of(model).detach()
+    x = images()
+    file = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            # the other exporter puts a model into evaluation mode by itself
+            with pytest.raises(Exception, match=r"fastsn\.fold"):
+                torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False)
+        model.eval()
+        torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False)
+    program = onnx.ReferenceEvaluator(str(file))
+    (output,) = program.run(None, {program.input_names[0]: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(x).detach())

@@ -6,9 +6,11 @@
 namespace fastsn::cpu {
 
 template <typename R>
-BackwardJob<R>::BackwardJob(const BackwardProblem& problem, const R* sigma, const R* vectors,
-                            const R* view_stats, R* grad_scale)
-    : problem_(problem), sigma_(*sigma), grad_scale_(grad_scale) {
+void BackwardJob<R>::set(const BackwardProblem& problem, const R* sigma, const R* vectors,
+                         const R* view_stats, R* grad_scale) {
+  problem_ = problem;
+  sigma_ = *sigma;
+  grad_scale_ = grad_scale;
   for (int j = 0; j < problem.views.count; ++j) {
     Term term;
     term.present = true;
@@ -30,6 +32,7 @@ BackwardJob<R>::BackwardJob(const BackwardProblem& problem, const R* sigma, cons
   if (by_rows_.present && by_slabs_.present && by_slabs_.view.outer < by_rows_.view.rows) {
     std::swap(by_rows_, by_slabs_);
   }
+  reserve_phases(2);
   add_phase(std::max<int64_t>(1, ceil_div(problem.numel, kUnit)));
   if (problem.numel == 0) return;
   const View& slabs = by_slabs_.view;

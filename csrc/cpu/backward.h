@@ -29,8 +29,8 @@ class BackwardJob final : public Job {
  public:
   // vectors: u and v of every view, one after the other; view_stats [views, 2]; grad_scale is a
   // result.
-  BackwardJob(const BackwardProblem& problem, const R* sigma, const R* vectors, const R* view_stats,
-              R* grad_scale);
+  void set(const BackwardProblem& problem, const R* sigma, const R* vectors, const R* view_stats,
+           R* grad_scale);
 
   int64_t workspace_bytes() const override;
   void set_workspace(char* workspace) override;
@@ -57,8 +57,8 @@ class BackwardJob final : public Job {
 
   const Kernels<R>& kernels_ = kernels<R>();
   BackwardProblem problem_;
-  double sigma_;
-  R* grad_scale_;
+  double sigma_ = 0;
+  R* grad_scale_ = nullptr;
   Term by_rows_, by_slabs_;
   Tiling tiling_;
   int64_t slabs_per_row_ = 1;

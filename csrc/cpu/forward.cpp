@@ -30,12 +30,12 @@ bool in_range(double norm, double product_norm) {
 }  // namespace
 
 template <typename R>
-ForwardJob<R>::ForwardJob(const ForwardProblem& problem, const VectorSlot* slots, R* sigma,
-                          R* view_stats)
-    : problem_(problem),
-      view_count_(problem.views.count),
-      sigma_result_(sigma),
-      stats_result_(view_stats) {
+void ForwardJob<R>::set(const ForwardProblem& problem, const VectorSlot* slots, R* sigma,
+                        R* view_stats) {
+  problem_ = problem;
+  view_count_ = problem.views.count;
+  sigma_result_ = sigma;
+  stats_result_ = view_stats;
   const int64_t n = problem.n_power_iterations;
   const int64_t memory = ceil_div(sizeof(R), size_of(problem.dtype));
   const bool empty = problem.numel == 0;
@@ -66,8 +66,9 @@ ForwardJob<R>::ForwardJob(const ForwardProblem& problem, const VectorSlot* slots
       slabs.tiling.cols = slabs.tiling.tile_cols = slabs.slab();
     }
   }
-  add_phase(1);
   for (int j = 0; j < view_count_ && !empty; ++j) passes_ = std::max(passes_, views_[j].passes(n));
+  reserve_phases(passes_ + 2);
+  add_phase(1);
   for (int pass = 0; pass < passes_; ++pass) {
     int64_t units = 0;
     for (int j = 0; j < view_count_; ++j) {

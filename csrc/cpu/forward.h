@@ -29,7 +29,7 @@ template <typename R>
 class ForwardJob final : public Job {
  public:
   // `slots`: u and v of every view. sigma [1] and view_stats [views, 2] are results.
-  ForwardJob(const ForwardProblem& problem, const VectorSlot* slots, R* sigma, R* view_stats);
+  void set(const ForwardProblem& problem, const VectorSlot* slots, R* sigma, R* view_stats);
 
   int64_t workspace_bytes() const override;
   void set_workspace(char* workspace) override;
@@ -57,11 +57,11 @@ class ForwardJob final : public Job {
   const Kernels<R>& kernels_ = kernels<R>();
   ForwardProblem problem_;
   ViewState<R> views_[2];
-  int view_count_;
+  int view_count_ = 0;
   bool shared_ = false;  // the tiles are whole rows and serve both views
   int passes_ = 0;
-  R* sigma_result_;
-  R* stats_result_;
+  R* sigma_result_ = nullptr;
+  R* stats_result_ = nullptr;
   double sigma_ = 0;
 };
 

@@ -8,16 +8,12 @@
 
 #include <cstdint>
 
+#include "../dtype.h"
+
 namespace fastsn::cpu {
 
-enum class DType : int32_t { kFloat, kDouble, kBFloat16, kHalf };
-
-constexpr int64_t size_of(DType dtype) {
-  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
-}
-
 template <typename R>
-constexpr DType dtype_of = sizeof(R) == 8 ? DType::kDouble : DType::kFloat;
+constexpr DType dtype_of = sizeof(R) == 8 ? kFloat64 : kFloat32;
 
 // Rows up to this length are walked in one flat stream, with the vector repeated to a pattern of
 // whole SIMD registers; longer rows are walked one by one.

@@ -5,10 +5,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <memory>
+#include <string>
 #include <tuple>
 
-#include "arguments.h"
+#include "../arguments.h"
+#include "../schema.h"
 #include "backward.h"
 #include "forward.h"
 
@@ -16,7 +17,6 @@ namespace fastsn::cpu {
 namespace {
 
 using Tensors = std::vector<Tensor>;
-using Jobs = std::vector<std::unique_ptr<Job>>;
 
 int64_t total_elements(const Tensors& tensors) {
   int64_t elements = 0;
@@ -27,6 +27,22 @@ int64_t total_elements(const Tensors& tensors) {
 template <typename R>
 R* data(const Tensor& tensor) {
   return static_cast<R*>(tensor.mutable_data_ptr());
+}
+
+// Elements of a floating-point vector.
+std::vector<double> to_doubles(const Tensor& tensor, Name name) {
+  std::vector<double> values(tensor.numel());
+  kernels<double>().convert_from(tensor.const_data_ptr(), to_dtype(tensor.scalar_type(), name),
+                                 tensor.numel(), values.data());
+  return values;
+}
+
+template <typename SomeJob>
+void run(std::vector<SomeJob>& jobs, const Tensors& weights) {
+  std::vector<Job*> order;
+  order.reserve(jobs.size());
+  for (SomeJob& job : jobs) order.push_back(&job);
+  run_jobs(order, total_elements(weights));
 }
 
 // The new vectors, per view u, then v, into those that were given.
@@ -43,42 +59,51 @@ void store_vectors(const R* vector, const Tensors& us, const Tensors& vs) {
 
 template <typename R>
 std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
-    const Tensors& weights, const Tensors& us, const Tensors& vs, const std::vector<int64_t>& kinds,
-    const Settings& settings, int64_t n, double eps, DType dtype, DType out_dtype, bool store) {
+    const Weights& settings, const Tensors& weights, const Tensors& us, const Tensors& vs,
+    const std::vector<int64_t>& kinds, const std::vector<double>& scales, int64_t n, double eps,
+    DType out_dtype, bool store, const std::vector<Tensor>& memory) {
   const size_t k = weights.size();
-  int64_t vector_elements = 0;
-  for (size_t j = 0; j < us.size(); ++j) vector_elements += us[j].numel() + vs[j].numel();
+  const Tensor sigmas = settings.new_tensor({static_cast<int64_t>(k)}, dtype_of<R>);
+  const Tensor vectors = settings.new_tensor({settings.vector_elements}, dtype_of<R>);
+  const Tensor view_stats =
+      settings.new_tensor({static_cast<int64_t>(settings.view_count), 2}, dtype_of<R>);
+  size_t used = 0;  // of memory
   Tensors weights_sn;
-  const Tensor sigmas = new_tensor({static_cast<int64_t>(k)}, dtype_of<R>);
-  const Tensor vectors = new_tensor({vector_elements}, dtype_of<R>);
-  const Tensor view_stats = new_tensor({static_cast<int64_t>(us.size()), 2}, dtype_of<R>);
+  weights_sn.reserve(k);
   R* vector = data<R>(vectors);
-  Jobs jobs;
-  size_t view = 0;
+  R* stats = data<R>(view_stats);
+  std::vector<ForwardJob<R>> jobs(k);
+  int64_t view = 0;
   for (size_t i = 0; i < k; ++i) {
-    weights_sn.push_back(new_like(weights[i], out_dtype));
+    weights_sn.push_back(settings.new_like(weights[i], out_dtype, memory, used));
     VectorSlot slots[4];
-    const int count = settings.views[i].count;
-    for (int j = 0; j < 2 * count; ++j) {
-      const Tensor& given = (j % 2 == 0 ? us : vs)[view + j / 2];
-      slots[j] = {given.const_data_ptr(), to_dtype(given.scalar_type(), {"us"}), vector};
-      vector += given.numel();
+    const Views& views = settings.views[i];
+    const int64_t first = view;
+    for (int d = 0; d < views.count; ++d, ++view) {
+      const bool swapped = kinds[i] == kSNVFirst;
+      const int64_t sizes[2] = {views.view[d].rows, views.view[d].cols()};
+      for (int side = 0; side < 2; ++side) {
+        const Name name{side == 0 ? "us" : "vs", view};
+        const Tensor& given = (side == 0 ? us : vs)[view];
+        const int64_t size = sizes[swapped ? 1 - side : side];
+        settings.check_vector(given, name, size);
+        slots[2 * d + side] = {given.const_data_ptr(), to_dtype(given.scalar_type(), name), vector};
+        vector += size;
+      }
     }
-    const ForwardProblem problem{settings.views[i],
+    const ForwardProblem problem{views,
                                  kinds[i],
                                  n,
                                  eps,
-                                 settings.scales[i],
+                                 scales[i],
                                  weights[i].const_data_ptr(),
-                                 dtype,
+                                 settings.dtype,
                                  weights_sn[i].mutable_data_ptr(),
                                  out_dtype,
                                  weights[i].numel()};
-    jobs.push_back(std::make_unique<ForwardJob<R>>(problem, slots, data<R>(sigmas) + i,
-                                                   data<R>(view_stats) + 2 * view));
-    view += count;
+    jobs[i].set(problem, slots, data<R>(sigmas) + i, stats + 2 * first);
   }
-  run_jobs(std::move(jobs), total_elements(weights));
+  run(jobs, weights);
   if (store) store_vectors(data<R>(vectors), us, vs);
   return {weights_sn, sigmas, vectors, view_stats};
 }
@@ -86,62 +111,55 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
 std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype, bool store_vectors) {
-  const Settings settings = check_settings(weights, "weights", dims, kinds, scales, scale_tensor);
-  check_length({"us"}, us.size(), settings.view_count);
-  check_length({"vs"}, vs.size(), settings.view_count);
-  int64_t j = 0;
-  for (const Views& views : settings.views) {
-    for (int d = 0; d < views.count; ++d, ++j) {
-      const bool swapped = kinds[&views - settings.views.data()] == kSNVFirst;
-      const int64_t rows = views.view[d].rows, cols = views.view[d].cols();
-      check_vector(us[j], Name{"us", j}, swapped ? cols : rows);
-      check_vector(vs[j], Name{"vs", j}, swapped ? rows : cols);
-      to_dtype(us[j].scalar_type(), Name{"us", j});
-      to_dtype(vs[j].scalar_type(), Name{"vs", j});
-    }
-  }
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors,
+    std::vector<Tensor> memory) {
+  const Weights settings(weights, "weights", dims, kinds, scales, scale_tensor);
+  check_length("us", us.size(), settings.view_count);
+  check_length("vs", vs.size(), settings.view_count);
   STD_TORCH_CHECK(n_power_iterations >= 0,
                   "fastsn: expected n_power_iterations to be 0 or more, got ", n_power_iterations);
-  const DType dtype = to_dtype(weights[0].scalar_type(), {"weights", 0});
-  const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, {"out_dtype"}) : dtype;
-  const auto run = dtype == DType::kDouble ? run_forward<double> : run_forward<float>;
-  return run(weights, us, vs, kinds, settings, n_power_iterations, eps, dtype, out, store_vectors);
+  if (scale_tensor.has_value()) scales = to_doubles(*scale_tensor, {"scale_tensor"});
+  const DType out = out_dtype.has_value() ? to_dtype(*out_dtype, {"out_dtype"}) : settings.dtype;
+  const auto run = settings.dtype == kFloat64 ? run_forward<double> : run_forward<float>;
+  return run(settings, weights, us, vs, kinds, scales, n_power_iterations, eps, out, store_vectors,
+             memory);
 }
 
 template <typename R>
-std::tuple<Tensors, Tensor> run_backward(const Tensors& grads,
+std::tuple<Tensors, Tensor> run_backward(const Weights& settings, const Tensors& grads,
                                          const std::vector<double>& grad_sigmas,
                                          const Tensors& weights_sn, const Tensor& sigmas,
                                          const Tensor& vectors, const Tensor& view_stats,
                                          const std::vector<int64_t>& kinds,
-                                         const Settings& settings, DType dtype, DType grad_dtype) {
+                                         const std::vector<double>& scales, DType grad_dtype,
+                                         const std::vector<Tensor>& memory) {
   const size_t k = grads.size();
+  size_t used = 0;  // of memory
   Tensors grad_weights;
-  const Tensor grad_scales = new_tensor({static_cast<int64_t>(k)}, dtype_of<R>);
+  grad_weights.reserve(k);
+  const Tensor grad_scales = settings.new_tensor({static_cast<int64_t>(k)}, dtype_of<R>);
   const R* vector = data<R>(vectors);
   const R* stats = data<R>(view_stats);
-  Jobs jobs;
+  std::vector<BackwardJob<R>> jobs(k);
   for (size_t i = 0; i < k; ++i) {
-    grad_weights.push_back(new_like(weights_sn[i], grad_dtype));
+    grad_weights.push_back(settings.new_like(weights_sn[i], grad_dtype, memory, used));
     const BackwardProblem problem{settings.views[i],
                                   kinds[i],
-                                  settings.scales[i],
+                                  scales[i],
                                   grad_sigmas.empty() ? 0.0 : grad_sigmas[i],
                                   grads[i].const_data_ptr(),
                                   weights_sn[i].const_data_ptr(),
-                                  dtype,
+                                  settings.dtype,
                                   grad_weights[i].mutable_data_ptr(),
                                   grad_dtype,
                                   weights_sn[i].numel()};
-    jobs.push_back(std::make_unique<BackwardJob<R>>(problem, data<R>(sigmas) + i, vector, stats,
-                                                    data<R>(grad_scales) + i));
+    jobs[i].set(problem, data<R>(sigmas) + i, vector, stats, data<R>(grad_scales) + i);
     for (int d = 0; d < settings.views[i].count; ++d) {
       vector += settings.views[i].view[d].rows + settings.views[i].view[d].cols();
       stats += 2;
     }
   }
-  run_jobs(std::move(jobs), total_elements(grads));
+  run(jobs, grads);
   return {grad_weights, grad_scales};
 }
 
@@ -149,30 +167,17 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
                                      Tensors weights_sn, Tensor sigmas, Tensor vectors,
                                      Tensor view_stats, std::vector<int64_t> dims,
                                      std::vector<int64_t> kinds, std::vector<double> scales,
-                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype) {
-  const size_t k = weights_sn.size();
-  const Settings settings =
-      check_settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
-  check_length({"grads"}, grads.size(), k);
-  int64_t vector_elements = 0;
-  for (int64_t i = 0; i < static_cast<int64_t>(k); ++i) {
-    check_cpu(grads[i], Name{"grads", i});
-    STD_TORCH_CHECK(grads[i].scalar_type() == weights_sn[i].scalar_type() &&
-                        same_strides(grads[i], weights_sn[i]),
-                    "fastsn: expected ", Name{"grads", i},
-                    " to have the sizes, strides and dtype of ", Name{"weights_sn", i},
-                    ", got others");
-    for (int d = 0; d < settings.views[i].count; ++d) {
-      vector_elements += settings.views[i].view[d].rows + settings.views[i].view[d].cols();
-    }
-  }
+                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
+                                     std::vector<Tensor> memory) {
+  const Weights settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
+  check_grads(settings, grads, weights_sn);
   const DType accumulate = to_dtype(sigmas.scalar_type(), {"sigmas"});
-  STD_TORCH_CHECK(accumulate == DType::kFloat || accumulate == DType::kDouble,
+  STD_TORCH_CHECK(accumulate == kFloat32 || accumulate == kFloat64,
                   "fastsn: expected sigmas to be float32 or float64, got ",
                   torch::headeronly::toString(sigmas.scalar_type()));
-  check_vector(sigmas, {"sigmas"}, static_cast<int64_t>(k));
-  check_vector(vectors, {"vectors"}, vector_elements);
-  check_vector(view_stats, {"view_stats"}, static_cast<int64_t>(2 * settings.view_count));
+  settings.check_vector(sigmas, {"sigmas"}, static_cast<int64_t>(grads.size()));
+  settings.check_vector(vectors, {"vectors"}, settings.vector_elements);
+  settings.check_vector(view_stats, {"view_stats"}, static_cast<int64_t>(2 * settings.view_count));
   STD_TORCH_CHECK(vectors.scalar_type() == sigmas.scalar_type() &&
                       view_stats.scalar_type() == sigmas.scalar_type(),
                   "fastsn: expected vectors and view_stats to have the dtype of sigmas, ",
@@ -181,14 +186,14 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
                   torch::headeronly::toString(view_stats.scalar_type()));
   std::vector<double> sigma_grads;
   if (grad_sigmas.has_value()) {
-    check_vector(*grad_sigmas, {"grad_sigmas"}, static_cast<int64_t>(k));
+    settings.check_vector(*grad_sigmas, {"grad_sigmas"}, static_cast<int64_t>(grads.size()));
     sigma_grads = to_doubles(*grad_sigmas, {"grad_sigmas"});
   }
-  const DType dtype = to_dtype(weights_sn[0].scalar_type(), {"weights_sn", 0});
+  if (scale_tensor.has_value()) scales = to_doubles(*scale_tensor, {"scale_tensor"});
   const DType grad = to_dtype(grad_dtype, {"grad_dtype"});
-  const auto run = accumulate == DType::kDouble ? run_backward<double> : run_backward<float>;
-  return run(grads, sigma_grads, weights_sn, sigmas, vectors, view_stats, kinds, settings, dtype,
-             grad);
+  const auto run = accumulate == kFloat64 ? run_backward<double> : run_backward<float>;
+  return run(settings, grads, sigma_grads, weights_sn, sigmas, vectors, view_stats, kinds, scales,
+             grad, memory);
 }
 
 std::vector<std::string> simd_levels() {
@@ -213,14 +218,8 @@ void set_simd_level(std::string name) {
 }  // namespace fastsn::cpu
 
 STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
-  m.def(
-      "forward(Tensor[] weights, Tensor(a!)[] us, Tensor(b!)[] vs, int[] dims, int[] kinds, "
-      "float[] scales, Tensor? scale_tensor, int n_power_iterations, float eps, "
-      "ScalarType? out_dtype, bool store_vectors) -> (Tensor[], Tensor, Tensor, Tensor)");
-  m.def(
-      "backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
-      "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "
-      "Tensor? scale_tensor, ScalarType grad_dtype) -> (Tensor[], Tensor)");
+  m.def(fastsn::kForwardSchema);
+  m.def(fastsn::kBackwardSchema);
   // For tests and diagnostics: the instruction sets of this processor, and the one in use.
   m.def("simd_levels() -> str[]");
   m.def("simd_level() -> str");

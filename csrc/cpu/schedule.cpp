@@ -47,7 +47,7 @@ constexpr int64_t kLine = 64;
 
 int64_t round_up(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-void work(const std::vector<std::unique_ptr<Job>>& jobs, void* scratch) {
+void work(const std::vector<Job*>& jobs, void* scratch) {
   size_t first = 0;
   int idle = 0;
   while (true) {
@@ -63,14 +63,14 @@ void work(const std::vector<std::unique_ptr<Job>>& jobs, void* scratch) {
 
 }  // namespace
 
-void run_jobs(std::vector<std::unique_ptr<Job>> jobs, int64_t elements) {
+void run_jobs(std::vector<Job*> jobs, int64_t elements) {
   // Large problems first: the small ones fill the time in which threads would wait for each other.
   std::stable_sort(jobs.begin(), jobs.end(),
-                   [](const auto& a, const auto& b) { return a->units() > b->units(); });
+                   [](const Job* a, const Job* b) { return a->units() > b->units(); });
   const int64_t threads =
       std::clamp<int64_t>(elements / kUnit, 1, torch::stable::get_num_threads());
   int64_t workspace = 0, scratch = 0;
-  for (const auto& job : jobs) {
+  for (Job* job : jobs) {
     workspace += round_up(job->workspace_bytes());
     scratch = std::max(scratch, round_up(job->scratch_bytes()));
   }
@@ -78,7 +78,7 @@ void run_jobs(std::vector<std::unique_ptr<Job>> jobs, int64_t elements) {
                                            torch::headeronly::ScalarType::Byte);
   char* next = static_cast<char*>(memory.mutable_data_ptr());
   next += round_up(reinterpret_cast<intptr_t>(next)) - reinterpret_cast<intptr_t>(next);
-  for (const auto& job : jobs) {
+  for (Job* job : jobs) {
     job->set_workspace(next);
     next += round_up(job->workspace_bytes());
   }

@@ -11,7 +11,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 namespace fastsn::cpu {
@@ -33,7 +32,8 @@ class Job {
   int64_t units() const { return phase_ends_.back(); }
 
  protected:
-  // Called once per phase, in order, before the job is run.
+  // Called before the job is run: how many phases there are, and once for each, in order.
+  void reserve_phases(int count) { phase_ends_.reserve(count); }
   void add_phase(int64_t units);
 
  private:
@@ -46,6 +46,6 @@ class Job {
 };
 
 // `elements`: of all problems, a measure of the work.
-void run_jobs(std::vector<std::unique_ptr<Job>> jobs, int64_t elements);
+void run_jobs(std::vector<Job*> jobs, int64_t elements);
 
 }  // namespace fastsn::cpu

@@ -114,9 +114,9 @@ FASTSN_INLINE U16 float_to_half(F32 v) {
 
 template <DType dtype>
 FASTSN_INLINE F32 load_floats(const void* p) {
-  if constexpr (dtype == DType::kFloat) {
+  if constexpr (dtype == kFloat32) {
     return load_as<F32>(p);
-  } else if constexpr (dtype == DType::kBFloat16) {
+  } else if constexpr (dtype == kBFloat16) {
     return bfloat16_to_float(load_as<U16>(p));
   } else {
     return half_to_float(load_as<U16>(p));
@@ -125,9 +125,9 @@ FASTSN_INLINE F32 load_floats(const void* p) {
 
 template <DType dtype>
 FASTSN_INLINE void store_floats(void* p, F32 v) {
-  if constexpr (dtype == DType::kFloat) {
+  if constexpr (dtype == kFloat32) {
     store(p, v);
-  } else if constexpr (dtype == DType::kBFloat16) {
+  } else if constexpr (dtype == kBFloat16) {
     store(p, float_to_bfloat16(v));
   } else {
     store(p, float_to_half(v));
@@ -154,23 +154,23 @@ void multiply_floats(const void* from, int64_t n, void* to, float factor) {
 template <DType in>
 void multiply_floats(const void* from, int64_t n, void* to, DType out, float factor) {
   switch (out) {
-    case DType::kBFloat16:
-      return multiply_floats<in, DType::kBFloat16>(from, n, to, factor);
-    case DType::kHalf:
-      return multiply_floats<in, DType::kHalf>(from, n, to, factor);
+    case kBFloat16:
+      return multiply_floats<in, kBFloat16>(from, n, to, factor);
+    case kFloat16:
+      return multiply_floats<in, kFloat16>(from, n, to, factor);
     default:
-      return multiply_floats<in, DType::kFloat>(from, n, to, factor);
+      return multiply_floats<in, kFloat32>(from, n, to, factor);
   }
 }
 
 void multiply_floats(const void* from, DType in, int64_t n, void* to, DType out, float factor) {
   switch (in) {
-    case DType::kBFloat16:
-      return multiply_floats<DType::kBFloat16>(from, n, to, out, factor);
-    case DType::kHalf:
-      return multiply_floats<DType::kHalf>(from, n, to, out, factor);
+    case kBFloat16:
+      return multiply_floats<kBFloat16>(from, n, to, out, factor);
+    case kFloat16:
+      return multiply_floats<kFloat16>(from, n, to, out, factor);
     default:
-      return multiply_floats<DType::kFloat>(from, n, to, out, factor);
+      return multiply_floats<kFloat32>(from, n, to, out, factor);
   }
 }
 
@@ -186,10 +186,10 @@ constexpr int64_t kConvert = 256;
 
 template <typename R>
 void convert_from(const void* from, DType dtype, int64_t n, R* to) {
-  if (dtype == DType::kDouble) return cast<double, R>(from, n, to);
-  if (dtype == DType::kFloat) return cast<float, R>(from, n, to);
+  if (dtype == kFloat64) return cast<double, R>(from, n, to);
+  if (dtype == kFloat32) return cast<float, R>(from, n, to);
   if constexpr (sizeof(R) == sizeof(float)) {
-    multiply_floats(from, dtype, n, to, DType::kFloat, 1);
+    multiply_floats(from, dtype, n, to, kFloat32, 1);
   } else {
     float part[kConvert];
     for (int64_t j = 0; j < n; j += kConvert) {
@@ -202,10 +202,10 @@ void convert_from(const void* from, DType dtype, int64_t n, R* to) {
 
 template <typename R>
 void convert_to(const R* from, int64_t n, void* to, DType dtype) {
-  if (dtype == DType::kDouble) return cast<R, double>(from, n, to);
-  if (dtype == DType::kFloat) return cast<R, float>(from, n, to);
+  if (dtype == kFloat64) return cast<R, double>(from, n, to);
+  if (dtype == kFloat32) return cast<R, float>(from, n, to);
   if constexpr (sizeof(R) == sizeof(float)) {
-    multiply_floats(from, DType::kFloat, n, to, dtype, 1);
+    multiply_floats(from, kFloat32, n, to, dtype, 1);
   } else {
     float part[kConvert];
     for (int64_t j = 0; j < n; j += kConvert) {

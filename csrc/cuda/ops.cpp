@@ -19,7 +19,8 @@
 #include <string>
 #include <tuple>
 
-#include "arguments.h"
+#include "../arguments.h"
+#include "../schema.h"
 #include "launch.h"
 #include "plan.h"
 
@@ -94,7 +95,8 @@ GivenVector given_vector(const Weights& settings, const Tensors& vectors, const 
 std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype, bool store_vectors) {
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors,
+    std::vector<Tensor> memory) {
   const Weights settings(weights, "weights", dims, kinds, scales, scale_tensor);
   check_length("us", us.size(), settings.view_count);
   check_length("vs", vs.size(), settings.view_count);
@@ -104,6 +106,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
   check_result_dtype("out_dtype", out, settings.dtype);
   const Device device(settings.device);
   ForwardPlan plan(settings.dtype, weights.size());
+  size_t used = 0;  // of memory
   Tensors weights_sn;
   weights_sn.reserve(weights.size());
   size_t view = 0;
@@ -117,7 +120,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
       u[j] = given_vector(settings, us, "us", view, rows, store_vectors);
       v[j] = given_vector(settings, vs, "vs", view, cols, store_vectors);
     }
-    weights_sn.push_back(settings.new_like(weights[i], out));
+    weights_sn.push_back(settings.new_like(weights[i], out, memory, used));
     if (!plan.add(settings.views[i], dims[i], kinds[i], weights[i].const_data_ptr(),
                   weights_sn[i].mutable_data_ptr(), settings.scale_tensor ? 0 : scales[i], u, v)) {
       refuse_size({"weights", static_cast<int64_t>(i)});
@@ -157,25 +160,21 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
                                      Tensors weights_sn, Tensor sigmas, Tensor vectors,
                                      Tensor view_stats, std::vector<int64_t> dims,
                                      std::vector<int64_t> kinds, std::vector<double> scales,
-                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype) {
+                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
+                                     std::vector<Tensor> memory) {
   const Weights settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
   const int64_t k = static_cast<int64_t>(weights_sn.size());
-  check_length("grads", grads.size(), weights_sn.size());
+  check_grads(settings, grads, weights_sn);
   const DType grad = to_dtype(grad_dtype, {"grad_dtype"});
   check_result_dtype("grad_dtype", grad, settings.dtype);
   const Device device(settings.device);
   BackwardPlan plan(settings.dtype, weights_sn.size());
+  size_t used = 0;  // of memory
   Tensors grad_weights;
   grad_weights.reserve(weights_sn.size());
   for (size_t i = 0; i < weights_sn.size(); ++i) {
     const int64_t own = static_cast<int64_t>(i);
-    settings.check_device(grads[i], {"grads", own});
-    STD_TORCH_CHECK(grads[i].scalar_type() == weights_sn[i].scalar_type() &&
-                        same_strides(grads[i], weights_sn[i]),
-                    "fastsn: expected ", Name{"grads", own},
-                    " to have the sizes, strides and dtype of ", Name{"weights_sn", own},
-                    ", got others");
-    grad_weights.push_back(settings.new_like(weights_sn[i], grad));
+    grad_weights.push_back(settings.new_like(weights_sn[i], grad, memory, used));
     if (!plan.add(settings.views[i], dims[i], kinds[i], grads[i].const_data_ptr(),
                   weights_sn[i].const_data_ptr(), grad_weights[i].mutable_data_ptr(),
                   settings.scale_tensor ? 0 : scales[i])) {
@@ -230,14 +229,8 @@ std::string device_error(int64_t index) {
 }  // namespace fastsn
 
 STABLE_TORCH_LIBRARY(FASTSN_NAMESPACE, m) {
-  m.def(
-      "forward(Tensor[] weights, Tensor(a!)[] us, Tensor(b!)[] vs, int[] dims, int[] kinds, "
-      "float[] scales, Tensor? scale_tensor, int n_power_iterations, float eps, "
-      "ScalarType? out_dtype, bool store_vectors) -> (Tensor[], Tensor, Tensor, Tensor)");
-  m.def(
-      "backward(Tensor[] grads, Tensor? grad_sigmas, Tensor[] weights_sn, Tensor sigmas, "
-      "Tensor vectors, Tensor view_stats, int[] dims, int[] kinds, float[] scales, "
-      "Tensor? scale_tensor, ScalarType grad_dtype) -> (Tensor[], Tensor)");
+  m.def(fastsn::kForwardSchema);
+  m.def(fastsn::kBackwardSchema);
   m.def("device_error(int index) -> str");
 }
 

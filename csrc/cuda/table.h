@@ -12,10 +12,9 @@
 
 #include <cstdint>
 
-namespace fastsn {
+#include "../dtype.h"
 
-// Values of torch's ScalarType.
-enum DType : int32_t { kFloat16 = 5, kFloat32 = 6, kFloat64 = 7, kBFloat16 = 15 };
+namespace fastsn {
 
 constexpr int kWarp = 32;
 #ifdef FASTSN_HOST_THREADS

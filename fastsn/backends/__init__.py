@@ -45,6 +45,8 @@ class Backend:
     any_layout: bool  # False: weights are made contiguous first where problem.native_layout says no
     #: ``forward`` takes one more argument: whether to put the new vectors into the given ones, too.
     stores_vectors: bool = False
+    #: Both take one more argument, at the end: memory for their results.
+    takes_memory: bool = False
     #: Where ``auto`` has it tested first: "here", or in a "child" as it could hang; "" for nowhere.
     trial: str = ""
 
@@ -76,6 +78,7 @@ BACKENDS = {
             native.cpu.unsupported_reasons,
             any_layout=False,
             stores_vectors=True,
+            takes_memory=True,
         ),
         Backend(
             "batched",

@@ -43,7 +43,9 @@ def forward(
     if not chosen.any_layout and False in [vector.is_contiguous() for vector in (*us, *vs)]:
         us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
     in_kernel = store and chosen.stores_vectors and us is given[0]
-    options = (in_kernel,) if chosen.stores_vectors else ()
+    options: tuple[Any, ...] = (in_kernel,) if chosen.stores_vectors else ()
+    if chosen.takes_memory:
+        options += (_memory(plan, "weights_sn", out_dtype or first.dtype),)
     call = used_plan, laid_out, us, vs, scale_tensor, n_power_iterations, out_dtype, *options
     try:
         if torch._C._is_any_autocast_enabled():  # it is still on, and would lower the precision
@@ -95,7 +97,8 @@ def backward(
         grad_sigmas = None if grad_sigmas is None else grad_sigmas.contiguous()
         scale_tensor = None if scale_tensor is None else scale_tensor.contiguous()
     saved = laid_out, sigmas, vectors, view_stats, scale_tensor
-    call = used_plan, grads, grad_sigmas, *saved, grad_dtype
+    memory = (_memory(plan, "gradients", grad_dtype),) if chosen.takes_memory else ()
+    call = used_plan, grads, grad_sigmas, *saved, grad_dtype, *memory
     try:
         if torch._C._is_any_autocast_enabled():
             with torch.autocast(sigmas.device.type, enabled=False):
@@ -109,6 +112,11 @@ def backward(
     if laid_out is not weights_sn:
         results = _restore_layouts(results, weights_sn, laid_out, plan, used_plan)
     return results, grad_scales
+
+
+def _memory(plan: Plan, kind: str, dtype: torch.dtype) -> Sequence[Tensor]:
+    memory = plan.memory
+    return () if memory is None else memory.take(kind, dtype)
 
 
 # Memory layouts: what compiled kernels walk in place, and copies for the rest
@@ -143,8 +151,13 @@ def _like_layouts(
     laid_out: Sequence[Tensor],
     plan: Plan,
     used_plan: Plan,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Gradients of ``weights`` with the strides and dtypes of ``laid_out``."""
+    if laid_out is weights and not [
+        grad for grad, weight in zip(grads, weights, strict=True)
+        if grad.dtype is not weight.dtype or not grad.is_contiguous() or not weight.is_contiguous()
+    ]:  # fmt: skip
+        return grads
     results = []
     for i, (grad, used) in enumerate(zip(grads, laid_out, strict=True)):
         if used is not weights[i] and plan.dims[i] != used_plan.dims[i]:

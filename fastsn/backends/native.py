@@ -84,11 +84,17 @@ class NativeBackend:
         n_power_iterations: int,
         out_dtype: torch.dtype | None,
         store: bool,
+        memory: Sequence[Tensor] = (),
     ) -> Any:
-        """See :func:`fastsn.backends.reference.forward`; ``store``: into ``us``, ``vs`` as well."""
+        """See :func:`fastsn.backends.reference.forward`.
+
+        Args:
+            store: put the new vectors into ``us`` and ``vs`` as well.
+            memory: for the large results, in order (:meth:`fastsn.memory.Memory.take`).
+        """
         return self._op("forward")(
             weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor,
-            n_power_iterations, plan.eps, out_dtype, store,
+            n_power_iterations, plan.eps, out_dtype, store, memory,
         )  # fmt: skip
 
     def backward(
@@ -102,11 +108,12 @@ class NativeBackend:
         view_stats: Tensor,
         scale_tensor: Tensor | None,
         grad_dtype: torch.dtype,
+        memory: Sequence[Tensor] = (),
     ) -> Any:
-        """See :func:`fastsn.backends.reference.backward`."""
+        """See :func:`fastsn.backends.reference.backward`; ``memory`` as in :meth:`forward`."""
         return self._op("backward")(
             grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats,
-            plan.dims, plan.kinds, plan.scales, scale_tensor, grad_dtype,
+            plan.dims, plan.kinds, plan.scales, scale_tensor, grad_dtype, memory,
         )  # fmt: skip
 
     def _op(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from paper import theory
 from paper.__main__ import main
 from paper.catalog import EXPERIMENTS, SIZES, arms_of, config_of, plan, runs_of
 from paper.records import (
+    SUFFIX,
     RecordError,
     layer_values,
     read_record,
@@ -229,7 +231,8 @@ def command(folder: Path, *words: str) -> list[str]:
 @pytest.mark.slow
 def test_every_run_is_recorded_once(smoke: Path) -> None:
     planned = plan(EXPERIMENTS.values(), "smoke")
-    recorded = {path.stem for path in (smoke / "results/smoke/runs").glob("*.jsonl")}
+    records = (smoke / "results/smoke/runs").glob(f"*{SUFFIX}")
+    recorded = {path.name.removesuffix(SUFFIX) for path in records}
     assert recorded == planned.keys()
     for name in planned:
         assert events(smoke / "runs/smoke" / name) == ["start", "stop"]
@@ -294,7 +297,7 @@ def test_a_partial_run_goes_on(tmp_path: Path) -> None:
     run(replace(config, train=replace(config.train, steps=1)), folder)
     assert main(command(tmp_path, "run", "fig7")) == 0
     assert events(folder) == ["start", "stop", "resume", "stop"]
-    record = read_record(tmp_path / f"results/smoke/runs/{config.run_name()}.jsonl")
+    record = read_record(tmp_path / f"results/smoke/runs/{config.run_name()}{SUFFIX}")
     assert record.events == [{"event": "stop", "step": 2, "reason": "finished", "why": None}]
 
 
@@ -395,7 +398,7 @@ def edited(ran: Path, to: Path, change: Callable[[dict[str, object]], object]) -
 def test_a_record_says_what_the_run_said(ran: Path, tmp_path: Path) -> None:
     path = record_run(ran, tmp_path)
     record = read_record(path)
-    assert path == tmp_path / f"{record.config.run_name()}.jsonl"
+    assert path == tmp_path / f"{record.config.run_name()}{SUFFIX}"
     assert record.name == ran.name == record.config.run_name()
     for mine, table in ((record.diagnostics, "diagnostics"), (record.metrics, "metrics")):
         theirs = read_rows(ran / f"{table}.jsonl")
@@ -408,7 +411,7 @@ def test_a_record_says_what_the_run_said(ran: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in record.log] == [*range(1, 13)]
     assert not {"steps_per_s", "images_per_s", "memory_mib"} & record.log[0].keys()
     assert "command" not in record.environment and record.environment["torch"]
-    assert str(tmp_path.parent) not in path.read_text(encoding="utf-8")
+    assert str(tmp_path.parent) not in gzip.decompress(path.read_bytes()).decode()
     assert record.samples is not None
     with (
         Image.open(record.samples) as mine,
@@ -421,8 +424,10 @@ def test_a_record_says_what_the_run_said(ran: Path, tmp_path: Path) -> None:
 def test_a_run_has_one_record(ran: Path, tmp_path: Path) -> None:
     first, second = record_run(ran, tmp_path / "a"), record_run(ran, tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
-    assert first.with_suffix(".png").read_bytes() == second.with_suffix(".png").read_bytes()
-    assert not record_run(ran, tmp_path / "c", samples=False).with_suffix(".png").exists()
+    record_run(ran, tmp_path / "c", samples=False)
+    pictures = {name: [*(tmp_path / name).glob("*.png")] for name in "abc"}
+    assert [len(found) for found in pictures.values()] == [1, 1, 0]
+    assert pictures["a"][0].read_bytes() == pictures["b"][0].read_bytes()
 
 
 def test_values_by_name(ran: Path, tmp_path: Path) -> None:
@@ -499,8 +504,21 @@ def test_a_damaged_record_is_refused(
     damage: Callable[[str], str],
 ) -> None:
     path = record_run(ran, tmp_path / "results/smoke/runs")
-    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(RecordError, match=f"{path}: expected the record of a run"):
-        read_record(path)
+    text = damage(gzip.decompress(path.read_bytes()).decode())
+    check_damaged(path, gzip.compress(text.encode()))
     assert main(command(tmp_path, "draw", "fig7")) == 2
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda content: b"none"])
+def test_a_damaged_file_is_refused(
+    ran: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    path = record_run(ran, tmp_path)
+    check_damaged(path, damage(path.read_bytes()))
+
+
+def check_damaged(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=f"{path}: expected the record of a run"):
+        read_record(path)

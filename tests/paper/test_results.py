@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from paper.__main__ import main
+from paper.study.__main__ import main as study
+from paper.study.report import RECORDS, REPEATED
+from paper.theory import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "paper/results"
@@ -53,6 +56,29 @@ def test_page_and_claims(drawn: Path) -> None:
     assert mine.count("**supported**") + mine.count("**check holds**") > 5
     pictures = {path.name for path in (RESULTS / "small/figures").glob("*.png")}
     assert {name for name in pictures if f"](figures/{name})" in mine} == pictures
+
+
+@pytest.mark.slow
+def test_page_of_the_full_theory_checks(tmp_path: Path) -> None:
+    """They are recorded at full size as well, without any run."""
+    shutil.copytree(RESULTS / "full/theory", tmp_path / "full/theory")
+    assert {path.name.split(".")[0] for path in (tmp_path / "full/theory").iterdir()} == {*CHECKS}
+    where = [f"--out={tmp_path}", f"--runs={tmp_path / 'none'}"]
+    assert main(["draw", *CHECKS, "--size=full", *where]) == 0
+    mine, new = ((root / "full/README.md").read_text() for root in (RESULTS, tmp_path))
+    assert mine == new and mine.count("**check holds**") > 5
+    for name in CHECKS:
+        assert (RESULTS / f"full/figures/{name}.png").is_file()
+
+
+@pytest.mark.slow
+def test_page_of_the_study(tmp_path: Path) -> None:
+    for path in (RESULTS / "study").iterdir():
+        if path.name in (RECORDS, REPEATED, "samples"):
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, tmp_path / path.name)
+    assert study(["report", f"--out={tmp_path}"]) == 0
+    mine, new = ((root / "README.md").read_text() for root in (RESULTS / "study", tmp_path))
+    assert mine == new and "runs are recorded" in mine
 
 
 def test_results_are_small_and_have_one_picture_format() -> None:

@@ -200,7 +200,7 @@ def cuda_library() -> Path:
     flags = [*COMMON, "-O1", "-fno-gnu-unique", "-DFASTSN_HOST", *TORCH_FLAGS]
     # a namespace of their own, because the host shim's ops may be loaded beside these
     command = [compiler, *flags, "-Dfastsn_cuda_host=fastsn_cuda_ptx", f"-I{csrc}", "-c"]
-    sources = [VM / "door.cpp", *sorted((csrc / "cuda").glob("*.cpp"))]
+    sources = [VM / "door.cpp", csrc / "arguments.cpp", *sorted((csrc / "cuda").glob("*.cpp"))]
     jobs = [*_core(), *(Job(command, source, ".o", [VM, csrc]) for source in sources)]
     wrap = "-Wl,--wrap=aoti_torch_empty_strided"
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]

@@ -1,0 +1,1 @@
+"""The study of ``paper/protocol.md``: ``python -m paper.study``."""

@@ -22,9 +22,7 @@ from paper import theory
 from paper.catalog import SIZES, Experiment, find, plan
 from paper.output import draw_all
 from paper.records import RecordError
-from paper.runs import Sources, Workers, record_all, train_all
-
-__all__ = ["main"]
+from paper.runs import Sources, record_all, train_all
 
 RESULTS = "paper/results"
 
@@ -121,7 +119,7 @@ def _run(options: Namespace) -> int:
         _say("\n".join(_command(name, config, folder) for name, config in runs.items()))
         return 0
     sources = Sources(options.roots.as_dict(), options.weights)
-    workers = Workers(options.ray, options.gpus_per_run, options.cpus_per_run)
+    workers = {name: options[name] for name in ("ray", "gpus_per_run", "cpus_per_run")}
     prepared = {name: sources.into(config) for name, config in runs.items()}
     problems = train_all(prepared, folder, out / "runs", workers)
     theory.run(checks, options.size, out / "theory")

@@ -10,21 +10,6 @@ from fastsn.gan.config import Config
 from paper.catalog import NAMES, Arm, Experiment, arms_of, setting
 from paper.records import Record, RecordError, diverged, pick
 
-__all__ = [
-    "Runs",
-    "check_protocols",
-    "counted",
-    "failures",
-    "full_label",
-    "joined",
-    "layer_titles",
-    "missing",
-    "row",
-    "subtitle",
-    "title_of",
-    "value_title",
-]
-
 #: The runs of the arms that have any.
 Runs = Mapping[Arm, Sequence[Record]]
 

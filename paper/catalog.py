@@ -23,22 +23,6 @@ import yaml
 from fastsn.gan.config import Config, ConfigError, from_dict
 from fastsn.gan.presets import load_preset
 
-__all__ = [
-    "EXPERIMENTS",
-    "NAMES",
-    "SIZES",
-    "Arm",
-    "Experiment",
-    "Plot",
-    "arms_of",
-    "config_of",
-    "find",
-    "plan",
-    "runs_of",
-    "seeds_of",
-    "setting",
-]
-
 #: ``full``: as in the paper. ``small``: narrow networks on the shipped Fashion-MNIST images, a
 #: minute or two for a run. ``smoke``: two iterations.
 SIZES = ("full", "small", "smoke")

@@ -22,6 +22,7 @@ from paper.evidence import (
     Missing,
     all_of,
     best,
+    check_alike,
     compare,
     course,
     fall,
@@ -37,8 +38,6 @@ from paper.points import Ratio, ratios_of
 from paper.records import Record, layer_values
 from paper.statistics import fit, holm, t_test, welch
 from paper.theory.check import Verdict
-
-__all__ = ["CLAIMS", "Evidence", "Outcome", "judge_all", "page"]
 
 SUPPORTED, NOT_SUPPORTED, UNTESTED = "supported", "not supported", "not testable here"
 HOLDS, FAILS = "check holds", "check fails"
@@ -296,6 +295,7 @@ def sweep(evidence: Evidence, method: str, scales: str, pick: str) -> dict[float
             {} if plain else {"norm__scale": scale},
         )
         groups[scale] = group(evidence, arm, best if pick == "best" else last, "score")
+    check_alike(f"{pick} score of {method}", groups.values())
     return groups
 
 
@@ -335,6 +335,7 @@ def restored(evidence: Evidence) -> Finding:
         sn, strict, scaled = (
             group(evidence, arm, of, value) for arm in (SN, STRICT, STRICT_SCALED)
         )
+        check_alike(what, (sn, strict, scaled))
         text = f"{what}: {sn}, {strict}, {scaled}"
         groups = [
             [math.log(v) if log else v for v in one.finite if v > 0] for one in (sn, strict, scaled)

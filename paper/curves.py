@@ -12,8 +12,6 @@ from paper.catalog import Plot
 from paper.records import Record, diverged, layer_values, values
 from paper.statistics import Mean, average
 
-__all__ = ["curves", "layer_curves", "reach"]
-
 Points = list[tuple[int, float]]
 #: A linear axis whose values differ by more becomes logarithmic: one run that explodes would hide
 #: all others.

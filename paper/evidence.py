@@ -13,19 +13,6 @@ from paper.catalog import Arm, config_of, seeds_of
 from paper.records import Record, diverged, layer_values, pick, values
 from paper.statistics import mean_of, welch
 
-__all__ = [
-    "Evidence",
-    "Finding",
-    "Group",
-    "Missing",
-    "all_of",
-    "best",
-    "compare",
-    "course",
-    "last",
-    "layers",
-]
-
 
 class Missing(LookupError):
     """Runs that have not been recorded."""
@@ -151,9 +138,7 @@ def compare(
     Raises:
         RecordError: the groups were evaluated by different protocols.
     """
-    check_protocols(
-        what, {Arm("", "", {}, str(i)): g.runs for i, g in enumerate((larger, smaller))}
-    )
+    check_alike(what, (larger, smaller))
     text = f"{what}: {larger}, {smaller}"
     against = larger if failure == "low" else smaller
     if against.failed:
@@ -168,6 +153,11 @@ def compare(
     test = welch(a, b)
     said = f"{text}; t = {test.t:.2f}, p = {shown(test.p)}"
     return Finding(said, test.t > 0, test.p if test.t > 0 else 1.0)
+
+
+def check_alike(what: str, groups: Iterable[Group]) -> None:
+    """Raises RecordError if runs of the groups were evaluated by different protocols."""
+    check_protocols(what, {Arm("", "", {}, str(i)): g.runs for i, g in enumerate(groups)})
 
 
 def shown(p: float) -> str:

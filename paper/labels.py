@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["place_labels"]
 
 SIZE = 6.5
 #: Where a text may begin, in points from its point: near places first.

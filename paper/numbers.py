@@ -6,8 +6,6 @@ import re
 
 from paper.catalog import read
 
-__all__ = ["of_sample_sheet", "of_table", "paper_seeds", "same_name"]
-
 #: Other names of a data set.
 ALIASES = {"ilsvrc2012": "imagenet"}
 

@@ -22,23 +22,19 @@ from fastsn.gan.run.jsonl import read_rows
 from paper import claims, curves, points, theory
 from paper.captions import Runs, check_protocols, counted, missing, row, subtitle, title_of
 from paper.catalog import EXPERIMENTS, NAMES, Arm, Experiment, arms_of, runs_of
+from paper.evidence import Evidence
 from paper.numbers import of_sample_sheet
 from paper.records import Record, read_records
 from paper.tables import table
-
-__all__ = ["KINDS", "draw", "draw_all"]
+from paper.theory.check import Verdict
 
 #: How each kind of plot is drawn: on a sheet, whose rows and notes it also writes.
 KINDS = {
-    "bars": points.bars,
-    "curves": curves.curves,
-    "layer_bars": points.layer_bars,
-    "layer_curves": curves.layer_curves,
-    "norm_ratios": points.norm_ratios,
-    "samples": points.samples,
-    "sweep": points.sweep,
-    "table": points.table,
-    "variance_scatter": points.variance_scatter,
+    function.__name__: function
+    for function in (
+        *(curves.curves, curves.layer_curves, points.bars, points.layer_bars, points.norm_ratios),
+        *(points.samples, points.sweep, points.table, points.variance_scatter),
+    )
 }
 #: Of these there is a table in Markdown, too; of options there is nothing else.
 TABLES = ("table", "options")
@@ -178,7 +174,7 @@ def draw_all(
 
 
 def _page(
-    size: str, records: Mapping[str, Record], verdicts: Mapping[str, theory.Verdict], out: Path
+    size: str, records: Mapping[str, Record], verdicts: Mapping[str, Verdict], out: Path
 ) -> Iterator[str]:
     yield f"# The paper's experiments at size {size}"
     yield (
@@ -186,7 +182,7 @@ def _page(
         "each figure are in the file beside it. Written by `python -m paper draw`."
     )
     yield "## Claims"
-    yield claims.page(claims.judge_all(claims.Evidence(size, records), verdicts))
+    yield claims.page(claims.judge_all(Evidence(size, records), verdicts))
     absent = []
     for one in EXPERIMENTS.values():
         picture = out / "figures" / f"{one.name}.png"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastsn.gan.measure.diagnostics import WHOLE
-from fastsn.gan.plotting import GREY, Sheet, colour, grouped_bars, legend, limits, mark_end, set_log
+from fastsn.gan.plotting import GREY, Sheet, colour, legend, limits, mark_end, set_log
 from paper.captions import Runs, failures, full_label, joined, layer_titles, row, value_title
 from paper.catalog import Arm, Plot
 from paper.curves import reach
@@ -25,18 +25,6 @@ from paper.records import (
 )
 from paper.statistics import Mean, fit, mean_of
 from paper.tables import cells_of
-
-__all__ = [
-    "Ratio",
-    "bars",
-    "layer_bars",
-    "norm_ratios",
-    "ratios_of",
-    "samples",
-    "sweep",
-    "table",
-    "variance_scatter",
-]
 
 
 def layer_bars(plot: Plot, runs: Runs, sheet: Sheet) -> None:
@@ -80,12 +68,23 @@ def layer_bars(plot: Plot, runs: Runs, sheet: Sheet) -> None:
     legend(axes)
 
 
-def _bars(axes: Any, groups: Sequence[str], found: Sequence[tuple[str, dict[str, Mean]]]) -> None:
-    heights = [
-        (label, {group: (mean.mean, mean.stderr) for group, mean in means.items()})
-        for label, means in found
-    ]
-    grouped_bars(axes, groups, heights)
+def _bars(axes: Any, groups: Sequence[str], bars: Sequence[tuple[str, dict[str, Mean]]]) -> None:
+    """A bar for each label in each group that it has, with its standard error."""
+    width = 0.8 / max(len(bars), 1)
+    for index, (label, found) in enumerate(bars):
+        places = [i for i, group in enumerate(groups) if group in found]
+        means = [found[groups[i]] for i in places]
+        axes.bar(
+            [i + (index - (len(bars) - 1) / 2) * width for i in places],
+            [mean.mean for mean in means],
+            width * 0.92,
+            yerr=[math.nan if mean.stderr is None else mean.stderr for mean in means],
+            label=label,
+            color=colour(index),
+            error_kw={"linewidth": 1, "capsize": 2},
+        )
+    axes.set_xticks(range(len(groups)), [textwrap.fill(group, 14) for group in groups])
+    axes.grid(axis="x", visible=False)
 
 
 def bars(plot: Plot, runs: Runs, sheet: Sheet) -> None:

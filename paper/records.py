@@ -22,24 +22,6 @@ from fastsn.gan.measure.diagnostics import WHOLE
 from fastsn.gan.report import RunFiles, read_run
 from fastsn.gan.run.checkpoint import replace_file
 
-__all__ = [
-    "BETTER",
-    "SUFFIX",
-    "Record",
-    "RecordError",
-    "at_moment",
-    "diverged",
-    "ending",
-    "few_samples",
-    "layer_values",
-    "pick",
-    "read_record",
-    "read_records",
-    "record_run",
-    "value_of",
-    "values",
-]
-
 #: Of records' names.
 SUFFIX = ".jsonl.gz"
 #: What a damaged record may raise.

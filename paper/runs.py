@@ -6,15 +6,14 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fastsn.gan.config import Config, ConfigError, validate
 from fastsn.gan.run.folder import RunDirError
-from fastsn.gan.sweep import Job, run_jobs
+from fastsn.gan.sweep import run_jobs
 from fastsn.gan.sweep.state import SETTLED
 from paper.catalog import EXPERIMENTS, plan
 from paper.records import SUFFIX, RecordError, read_record, record_run
-
-__all__ = ["Sources", "Workers", "is_recorded", "record_all", "train_all"]
 
 #: Data that comes with the package.
 SHIPPED = ("fashion_mini",)
@@ -57,17 +56,8 @@ def _existing(option: str, what: str, path: str | None) -> str:
     return path
 
 
-@dataclass(frozen=True)
-class Workers:
-    """What runs are given: see :func:`fastsn.gan.sweep.run_jobs`."""
-
-    ray: str | None = None
-    gpus_per_run: float = 0
-    cpus_per_run: float = 1
-
-
 def train_all(
-    runs: Mapping[str, Config], folder: Path, records: Path, workers: Workers
+    runs: Mapping[str, Config], folder: Path, records: Path, workers: Mapping[str, Any]
 ) -> list[str]:
     """Trains the runs that have no record, and records them.
 
@@ -76,7 +66,7 @@ def train_all(
         folder: of the runs' folders; those that are finished there are only recorded, those begun
             go on.
         records: of the records.
-        workers: where and how many at a time.
+        workers: options of :func:`fastsn.gan.sweep.run_jobs`: where, and how many at a time.
 
     Returns:
         A line for each run that did not end; an empty list also where SIGTERM stopped them all.
@@ -84,13 +74,7 @@ def train_all(
     lacking = {name: run for name, run in runs.items() if not is_recorded(run, records)}
     if not lacking:
         return []
-    rows = run_jobs(
-        [Job(config) for config in lacking.values()],
-        folder,
-        ray=workers.ray,
-        gpus_per_run=workers.gpus_per_run,
-        cpus_per_run=workers.cpus_per_run,
-    )
+    rows = run_jobs([*lacking.values()], folder, **workers)
     ended = [row["run"] for row in rows if row["status"] in SETTLED]
     failed = [row for row in rows if row["status"] in ("failed", "busy")]
     if len(ended) + len(failed) < len(rows):

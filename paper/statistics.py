@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-__all__ = ["Mean", "Test", "average", "critical", "fit", "holm", "mean_of", "t_test", "welch"]
-
 
 @dataclass(frozen=True)
 class Mean:

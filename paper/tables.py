@@ -10,6 +10,7 @@ from fastsn.gan.config import flatten
 from fastsn.gan.report import markdown_table
 from paper.captions import (
     Runs,
+    check_protocols,
     failures,
     joined,
     missing,
@@ -21,8 +22,6 @@ from paper.catalog import NAMES, Arm, Experiment, Plot, arms_of, config_of
 from paper.numbers import of_table, paper_seeds, same_name
 from paper.records import BETTER, Record, pick
 from paper.statistics import Mean, mean_of
-
-__all__ = ["Cell", "cells_of", "options_of", "table"]
 
 #: Options that change no result, or that runs of one arm differ in.
 ASIDE = (
@@ -88,6 +87,7 @@ def table(experiment: Experiment, records: Mapping[Arm, Sequence[Record]], size:
 
     Raises:
         ValueError: the experiment has no table, or there are no runs at all.
+        RecordError: runs on one data set were evaluated by different protocols.
     """
     plot = experiment.plot
     if plot.kind == "options":
@@ -95,6 +95,7 @@ def table(experiment: Experiment, records: Mapping[Arm, Sequence[Record]], size:
     runs = {arm: list(records[arm]) for arm in experiment.arms if records.get(arm)}
     if not runs:
         raise ValueError(f"{experiment.name}: expected runs of at least one arm, got none")
+    check_protocols(experiment.name, runs, by_series=True)
     paper = of_table(plot.table)
     lines = [f"**{title_of(experiment)}**", "", subtitle(experiment, runs, size), ""]
     cells = {value: cells_of(value, runs) for value in BETTER}

@@ -69,12 +69,12 @@ class Host:
         self.set_device(*FORWARDS)
 
     def forward(self, *args: Any) -> Any:
-        """The op, without memory; ``store_vectors`` may be left out."""
-        return torch.ops.fastsn_cuda_host.forward(*args[:10], *(args[10:] or (False,)), [])
+        """The op, without memory or bounds; ``store_vectors`` may be left out."""
+        return torch.ops.fastsn_cuda_host.forward(*args[:10], *(args[10:] or (False,)), [], [])
 
     def backward(self, *args: Any) -> Any:
-        """The op, without memory."""
-        return torch.ops.fastsn_cuda_host.backward(*args, [])
+        """The op, without memory or bounds."""
+        return torch.ops.fastsn_cuda_host.backward(*args, [], [])
 
 
 class Case(NamedTuple):

@@ -111,6 +111,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> run_forward(
 }
 
 void check_bounds(const std::vector<double>& bounds, size_t k) {
+  if (bounds.empty()) return;
   check_length("bounds", bounds.size(), k);
   for (size_t i = 0; i < k; ++i) {
     STD_TORCH_CHECK(bounds[i] >= 0, "fastsn: expected bounds[", i, "] to be 0 or more, got ",
@@ -118,12 +119,12 @@ void check_bounds(const std::vector<double>& bounds, size_t k) {
   }
 }
 
-std::tuple<Tensors, Tensor, Tensor, Tensor> forward_bounded(
+std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
     double eps, std::optional<ScalarType> out_dtype, bool store_vectors, std::vector<Tensor> memory,
     std::vector<double> bounds) {
-  if (!bounds.empty()) check_bounds(bounds, weights.size());
+  check_bounds(bounds, weights.size());
   const Weights settings(weights, "weights", dims, kinds, scales, scale_tensor);
   check_length("us", us.size(), settings.view_count);
   check_length("vs", vs.size(), settings.view_count);
@@ -134,15 +135,6 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> forward_bounded(
   const auto run = settings.dtype == kFloat64 ? run_forward<double> : run_forward<float>;
   return run(settings, weights, us, vs, kinds, scales, n_power_iterations, eps, out, store_vectors,
              memory, bounds);
-}
-
-std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
-    Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
-    std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype, bool store_vectors,
-    std::vector<Tensor> memory) {
-  return forward_bounded(weights, us, vs, dims, kinds, scales, scale_tensor, n_power_iterations,
-                         eps, out_dtype, store_vectors, memory, {});
 }
 
 template <typename R>
@@ -182,14 +174,13 @@ std::tuple<Tensors, Tensor> run_backward(
   return {grad_weights, grad_scales};
 }
 
-std::tuple<Tensors, Tensor> backward_bounded(Tensors grads, std::optional<Tensor> grad_sigmas,
-                                             Tensors weights_sn, Tensor sigmas, Tensor vectors,
-                                             Tensor view_stats, std::vector<int64_t> dims,
-                                             std::vector<int64_t> kinds, std::vector<double> scales,
-                                             std::optional<Tensor> scale_tensor,
-                                             ScalarType grad_dtype, std::vector<Tensor> memory,
-                                             std::vector<double> bounds) {
-  if (!bounds.empty()) check_bounds(bounds, grads.size());
+std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_sigmas,
+                                     Tensors weights_sn, Tensor sigmas, Tensor vectors,
+                                     Tensor view_stats, std::vector<int64_t> dims,
+                                     std::vector<int64_t> kinds, std::vector<double> scales,
+                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
+                                     std::vector<Tensor> memory, std::vector<double> bounds) {
+  check_bounds(bounds, grads.size());
   const Weights settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
   check_grads(settings, grads, weights_sn);
   const DType accumulate = to_dtype(sigmas.scalar_type(), {"sigmas"});
@@ -217,16 +208,6 @@ std::tuple<Tensors, Tensor> backward_bounded(Tensors grads, std::optional<Tensor
              grad, memory, bounds);
 }
 
-std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_sigmas,
-                                     Tensors weights_sn, Tensor sigmas, Tensor vectors,
-                                     Tensor view_stats, std::vector<int64_t> dims,
-                                     std::vector<int64_t> kinds, std::vector<double> scales,
-                                     std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
-                                     std::vector<Tensor> memory) {
-  return backward_bounded(grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, dims, kinds,
-                          scales, scale_tensor, grad_dtype, memory, {});
-}
-
 std::vector<std::string> simd_levels() {
   std::vector<std::string> names;
   for (const Level& level : levels()) names.push_back(level.name);
@@ -251,8 +232,6 @@ void set_simd_level(std::string name) {
 STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
   m.def(fastsn::kForwardSchema);
   m.def(fastsn::kBackwardSchema);
-  m.def(fastsn::kForwardBoundedSchema);
-  m.def(fastsn::kBackwardBoundedSchema);
   // For tests and diagnostics: the instruction sets of this processor, and the one in use.
   m.def("simd_levels() -> str[]");
   m.def("simd_level() -> str");
@@ -262,8 +241,6 @@ STABLE_TORCH_LIBRARY(fastsn_cpu, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastsn_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&fastsn::cpu::forward));
   m.impl("backward", TORCH_BOX(&fastsn::cpu::backward));
-  m.impl("forward_bounded", TORCH_BOX(&fastsn::cpu::forward_bounded));
-  m.impl("backward_bounded", TORCH_BOX(&fastsn::cpu::backward_bounded));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsn_cpu, CompositeExplicitAutograd, m) {

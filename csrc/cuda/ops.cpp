@@ -92,11 +92,17 @@ GivenVector given_vector(const Weights& settings, const Tensors& vectors, const 
           to_dtype(vectors[index].scalar_type(), own)};
 }
 
+void check_no_bounds(const std::vector<double>& bounds) {
+  STD_TORCH_CHECK(bounds.empty(),
+                  "fastsn: expected no bounds, got some: soft norms have no kernel here");
+}
+
 std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims, std::vector<int64_t> kinds,
     std::vector<double> scales, std::optional<Tensor> scale_tensor, int64_t n_power_iterations,
-    double eps, std::optional<ScalarType> out_dtype, bool store_vectors,
-    std::vector<Tensor> memory) {
+    double eps, std::optional<ScalarType> out_dtype, bool store_vectors, std::vector<Tensor> memory,
+    std::vector<double> bounds) {
+  check_no_bounds(bounds);
   const Weights settings(weights, "weights", dims, kinds, scales, scale_tensor);
   check_length("us", us.size(), settings.view_count);
   check_length("vs", vs.size(), settings.view_count);
@@ -161,7 +167,8 @@ std::tuple<Tensors, Tensor> backward(Tensors grads, std::optional<Tensor> grad_s
                                      Tensor view_stats, std::vector<int64_t> dims,
                                      std::vector<int64_t> kinds, std::vector<double> scales,
                                      std::optional<Tensor> scale_tensor, ScalarType grad_dtype,
-                                     std::vector<Tensor> memory) {
+                                     std::vector<Tensor> memory, std::vector<double> bounds) {
+  check_no_bounds(bounds);
   const Weights settings(weights_sn, "weights_sn", dims, kinds, scales, scale_tensor);
   const int64_t k = static_cast<int64_t>(weights_sn.size());
   check_grads(settings, grads, weights_sn);

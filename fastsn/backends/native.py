@@ -92,13 +92,11 @@ class NativeBackend:
             store: put the new vectors into ``us`` and ``vs`` as well.
             memory: for the large results, in order (:meth:`fastsn.memory.Memory.take`).
         """
-        given = (
+        return self._op("forward")(
             weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor,
             n_power_iterations, plan.eps, out_dtype, store, memory,
+            plan.bounds if plan.needs else (),
         )  # fmt: skip
-        if plan.needs:
-            return self._op("forward_bounded")(*given, plan.bounds)
-        return self._op("forward")(*given)
 
     def backward(
         self,
@@ -114,13 +112,11 @@ class NativeBackend:
         memory: Sequence[Tensor] = (),
     ) -> Any:
         """See :func:`fastsn.backends.reference.backward`; ``memory`` as in :meth:`forward`."""
-        given = (
+        return self._op("backward")(
             grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats,
             plan.dims, plan.kinds, plan.scales, scale_tensor, grad_dtype, memory,
+            plan.bounds if plan.needs else (),
         )  # fmt: skip
-        if plan.needs:
-            return self._op("backward_bounded")(*given, plan.bounds)
-        return self._op("backward")(*given)
 
     def _op(self, name: str) -> Any:
         # The overload itself: finding it again takes longer than small kernels.

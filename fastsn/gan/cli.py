@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["train"], ["sweep"]) and {"-h", "--help"} & {*arguments}:
         from fastsn.gan.usage import usage
 
-        _say(usage(arguments[0]))
+        _say(usage(arguments[0], commands[arguments[0]][0]))
         return 0
     arguments = ["--help" if word == "--help_all" else word for word in arguments]
     try:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
     except (ArgumentError, ConfigError) as error:
         return _fail(_one_message(error))
-    return _run(commands[options.command], options[options.command])
+    return _run(commands[options.command][1], options[options.command])
 
 
 def _run(command: Any, options: Namespace) -> int:
@@ -80,19 +81,12 @@ def _one_message(error: Exception) -> str:
 
 def _with_presets(arguments: list[str]) -> list[str]:
     """``--config NAME`` of a preset as the preset's options, for the parser to read."""
-    found = []
-    waiting = False
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if waiting or (flag == "--config" and equals):
-            name = argument if waiting else value
-            found.append(f"--config={_content(name)}")
-            waiting = False
-        elif argument == "--config":
-            waiting = True
-        else:
-            found.append(argument)
-    return [*found, "--config"] if waiting else found
+    found, words = [], iter(arguments)
+    for word in words:
+        whole = "=".join([word, *islice(words, 1)]) if word == "--config" else word
+        flag, equals, value = whole.partition("=")
+        found.append(f"{flag}={_content(value)}" if flag == "--config" and equals else whole)
+    return found
 
 
 def _content(name: str) -> str:
@@ -106,7 +100,8 @@ def _content(name: str) -> str:
     return name
 
 
-def _parsers() -> tuple[ArgumentParser, dict[str, Any]]:
+def _parsers() -> tuple[ArgumentParser, dict[str, tuple[ArgumentParser, Any]]]:
+    """The whole, and by name each command's own, with what it calls."""
     from jsonargparse import ArgumentParser
 
     from fastsn import __version__
@@ -123,7 +118,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Any]]:
         subparser = ArgumentParser(description=summary, exit_on_error=False)
         add_options(subparser)
         subparsers.add_subcommand(name, subparser, help=summary)
-        commands[name] = command
+        commands[name] = subparser, command
     return parser, commands
 
 
@@ -136,7 +131,8 @@ def _config_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file, or a preset such as paper/cifar10_bssn or demo; later options win",
+        metavar="FILE or PRESET",
+        help="such as paper/cifar10_bssn or demo; later options win",
     )
     parser.add_class_arguments(Config, None)
 

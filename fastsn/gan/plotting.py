@@ -24,7 +24,6 @@ __all__ = [
     "colour",
     "curve",
     "drawing",
-    "grouped_bars",
     "legend",
     "limits",
     "mark_end",
@@ -189,29 +188,6 @@ def mark_end(axes: Any, x: float, y: float, index: int, **options: Any) -> None:
     axes.plot(
         [x], [y], marker="X", markersize=8, color=colour(index), markeredgecolor="white", **options
     )
-
-
-def grouped_bars(
-    axes: Any,
-    groups: Sequence[str],
-    bars: Sequence[tuple[str, dict[str, tuple[float, float | None]]]],
-) -> None:
-    """A bar for each label in each group that it has: ``(label, {group: (height, error)})``."""
-    width = 0.8 / max(len(bars), 1)
-    for index, (label, found) in enumerate(bars):
-        places = [i for i, group in enumerate(groups) if group in found]
-        values = [found[groups[i]] for i in places]
-        axes.bar(
-            [i + (index - (len(bars) - 1) / 2) * width for i in places],
-            [height for height, _ in values],
-            width * 0.92,
-            yerr=[math.nan if error is None else error for _, error in values],
-            label=label,
-            color=colour(index),
-            error_kw={"linewidth": 1, "capsize": 2},
-        )
-    axes.set_xticks(range(len(groups)), [textwrap.fill(group, 14) for group in groups])
-    axes.grid(axis="x", visible=False)
 
 
 def set_log(axes: Any, values: Sequence[float]) -> bool:

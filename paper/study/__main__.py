@@ -13,7 +13,7 @@ from pathlib import Path
 from fastsn.gan.report import read_run
 from fastsn.gan.run.checkpoint import replace_file
 from fastsn.gan.run.jsonl import to_line
-from fastsn.gan.sweep import Job, run_jobs
+from fastsn.gan.sweep import run_jobs
 from fastsn.gan.sweep.state import SETTLED, state_of
 from paper.records import few_samples, read_records
 from paper.study.plan import lot, runs, seeds
@@ -66,7 +66,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    rows = run_jobs([Job(run.config) for run in runs(options.seeds)], options.runs)
+    rows = run_jobs([run.config for run in runs(options.seeds)], options.runs)
     return int(any(row["status"] not in SETTLED for row in rows))
 
 
@@ -92,7 +92,7 @@ def _record(options: argparse.Namespace) -> int:
 def _repeat(options: argparse.Namespace) -> int:
     """The two runs in a folder of their own; what they give must be what is recorded."""
     folder = options.runs.with_name(f"{options.runs.name}-again")
-    run_jobs([Job(run.config) for run in lot()], folder)
+    run_jobs([run.config for run in lot()], folder)
     recorded = {entry.name: entry for entry in read_entries(options.out / RECORDS)}
     rows = []
     for run in lot():

@@ -20,7 +20,7 @@ import torch
 from fastsn.gan.config import Config, EvalConfig
 from fastsn.gan.data.sets import load
 from fastsn.gan.measure.diagnostics import WHOLE
-from fastsn.gan.measure.evaluation import Evaluator
+from fastsn.gan.measure.metrics import Evaluator
 from fastsn.gan.measure.sources import load_source
 from fastsn.gan.report import RunFiles, read_run
 from fastsn.gan.rng import Rng

@@ -26,8 +26,6 @@ from paper.theory import (
 )
 from paper.theory.check import Check, Row, Verdict, draw_panels
 
-__all__ = ["CHECKS", "Check", "Row", "Verdict", "draw", "run", "table", "verdicts"]
-
 CHECKS: dict[str, Check] = {
     "theorem1": theorem1.CHECK,
     "theorem2": theorem2.CHECK,

@@ -12,20 +12,6 @@ import torch
 
 from fastsn.gan.plotting import BREACH, GREY, Sheet, colour, legend
 
-__all__ = [
-    "Check",
-    "Panel",
-    "Row",
-    "Verdict",
-    "check_size",
-    "draw_panels",
-    "generator",
-    "judge",
-    "of",
-    "summary",
-    "times",
-]
-
 #: One case of a check: a flat dict of JSON's types. ``claim`` groups the cases of one statement.
 Row = dict[str, Any]
 

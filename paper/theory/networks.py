@@ -12,17 +12,6 @@ from torch import Tensor
 
 from fastsn.analysis import spectral_norm_exact
 
-__all__ = [
-    "ACTIVATIONS",
-    "KINDS",
-    "OUTPUTS",
-    "Output",
-    "evaluate",
-    "gradient_norms",
-    "hessian",
-    "random_net",
-]
-
 
 class Output(NamedTuple):
     """The last activation.
@@ -78,6 +67,12 @@ def random_net(
             right = left
         weights.append(weight / spectral_norm_exact(weight))
     return weights, x
+
+
+def signed(kind: str, shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """``Gaussian`` numbers, their absolute values (``positive``), or ones (``constant``)."""
+    normal = torch.randn(shape, dtype=torch.float64, generator=random)
+    return {"Gaussian": normal, "positive": normal.abs(), "constant": torch.ones_like(normal)}[kind]
 
 
 def evaluate(weights: Sequence[Tensor], x: Tensor, slope: float, output: str) -> Tensor:

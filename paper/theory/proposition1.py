@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fastsn.analysis import conv_norm, proposition1_bound, spectral_norm_exact, tsuzuku_alpha
 from fastsn.conv_map import ConvMap
 from paper.theory.check import Check, Panel, Row, Verdict, check_size, generator, judge, of, summary
-from paper.theory.networks import ACTIVATIONS, KINDS, OUTPUTS, gradient_norms, random_net
-
-__all__ = ["CHECK"]
+from paper.theory.networks import ACTIVATIONS, KINDS, OUTPUTS, gradient_norms, random_net, signed
 
 #: Depths, widths and draws of Proposition 1.
 _NETS = {
@@ -108,14 +105,8 @@ def _conv_rows(size: str, seed: int) -> list[Row]:
 
 
 def _cases(case: Row, random: torch.Generator) -> list[Row]:
-    def draw(*shape: int) -> Tensor:
-        normal = torch.randn(shape, dtype=torch.float64, generator=random)
-        return {"Gaussian": normal, "positive": normal.abs(), "constant": torch.ones_like(normal)}[
-            case["kind"]
-        ]
-
-    width, n = case["channels"], case["input_size"]
-    x = draw(1, width, n, n)
+    width, n, kind = case["channels"], case["input_size"], case["kind"]
+    x = signed(kind, (1, width, n, n), random)
     kernels, geometries, inputs = [], [], []
     shape = tuple(x.shape[1:])
     for kernel, stride, padding in _LAYOUTS[case["layout"]]:
@@ -124,11 +115,11 @@ def _cases(case: Row, random: torch.Generator) -> list[Row]:
             "padding": padding,
             "padding_mode": case["padding_mode"],
         }
-        kernels.append(draw(width, width, kernel, kernel))
+        kernels.append(signed(kind, (width, width, kernel, kernel), random))
         geometries.append(geometry)
         inputs.append(shape)
         shape = ConvMap.of(kernels[-1].shape, **geometry).output_shape(shape)
-    final = draw(1, math.prod(shape))
+    final = signed(kind, (1, math.prod(shape)), random)
     final = final / final.norm()
     layers = list(zip(kernels, inputs, geometries, strict=True))
     alphas = [tsuzuku_alpha(w.shape, size, **geometry) for w, size, geometry in layers]

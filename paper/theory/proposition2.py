@@ -18,8 +18,6 @@ from paper.theory.networks import (
     random_net,
 )
 
-__all__ = ["CHECK"]
-
 #: Depths, widths, draws, and the standard deviations of ``log c``.
 _SCALED = {
     "full": ((1, 2, 4, 8, 12), (4, 16, 64), 3, (0.1, 0.5, 1.0, 2.0, 4.0)),

@@ -14,8 +14,6 @@ from fastsn.analysis import proposition3_bound
 from paper.theory.check import Check, Panel, Row, Verdict, check_size, generator, judge, of, summary
 from paper.theory.networks import ACTIVATIONS, KINDS, OUTPUTS, evaluate, hessian, random_net
 
-__all__ = ["CHECK"]
-
 #: Depths, widths and draws of Proposition 3, whose Hessians have ``(width^2)^2`` entries.
 _HESSIANS = {
     "full": ((1, 2, 3, 4, 6), (3, 6, 10), 3),

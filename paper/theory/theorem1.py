@@ -20,8 +20,6 @@ from paper.theory.networks import (
     random_net,
 )
 
-__all__ = ["CHECK"]
-
 #: Depths, widths, draws, directions and numbers of steps to each side.
 _DIRECTIONS = {
     "full": ((2, 4, 8), (16, 64), 2, 3, 8),

@@ -19,8 +19,6 @@ from paper.theory.variance import (
     moments,
 )
 
-__all__ = ["CHECK"]
-
 _MATRICES: dict[str, list[tuple[str, int, int]]] = {
     "smoke": [
         ("square", 4, 4), ("square", 32, 32), ("1 : 4", 2, 8), ("1 : 4", 16, 64),

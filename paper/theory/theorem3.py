@@ -24,8 +24,6 @@ from paper.theory.variance import (
     moments,
 )
 
-__all__ = ["CHECK"]
-
 #: ``(family, c_out, c_in, k_h, k_w)``
 _EQUAL = "equal channels"
 _WITHIN = "unequal, within the condition"

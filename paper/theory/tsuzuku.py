@@ -6,14 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fastsn.analysis import conv_norm, spectral_norm_exact, tsuzuku_alpha, tsuzuku_bounds
 from fastsn.conv_map import ConvMap
 from paper.theory.check import Check, Panel, Row, Verdict, check_size, generator, judge, of, summary
-
-__all__ = ["CHECK"]
+from paper.theory.networks import signed
 
 #: Kernel sizes, strides, paddings, padding modes, input sizes, channels ``(c_out, c_in)``.
 _GRID: dict[str, tuple[tuple[Any, ...], ...]] = {
@@ -48,7 +44,7 @@ def _rows(size: str, seed: int) -> list[Row]:
                 "kind": kind, "kernel": kernel, "stride": stride, "padding": padding,
                 "padding_mode": mode, "input_size": n, "c_out": channels[0], "c_in": channels[1],
             }  # fmt: skip
-            weight = _weight(kind, shape, generator(seed, "tsuzuku", *case.values()))
+            weight = signed(kind, shape, generator(seed, "tsuzuku", *case.values()))
             value = conv_norm(weight, n, **geometry)
             reshaped = spectral_norm_exact(weight)
             lower, upper = tsuzuku_bounds(weight, n, **geometry)
@@ -76,11 +72,6 @@ def _geometries(size: str) -> Iterator[tuple[Any, ...]]:
         conv = ConvMap.of((*channels, kernel, kernel), stride=stride, padding=padding)
         if n + 2 * padding >= kernel and min(conv.output_shape((channels[1], n, n))) > 0:
             yield case
-
-
-def _weight(kind: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    normal = torch.randn(shape, dtype=torch.float64, generator=random)
-    return {"Gaussian": normal, "positive": normal.abs(), "constant": torch.ones_like(normal)}[kind]
 
 
 def _verdict(rows: Sequence[Row]) -> Verdict:

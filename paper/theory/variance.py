@@ -11,8 +11,6 @@ from torch import Tensor
 
 from paper.theory.check import Panel, Row, Verdict, check_size, judge
 
-__all__ = ["DISTRIBUTIONS", "constant_panel", "constant_verdict", "draws", "moments"]
-
 
 def _uniform(shape: Sequence[int], random: torch.Generator) -> Tensor:
     return torch.rand(shape, dtype=torch.float64, generator=random) * 2 - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -32,7 +33,7 @@ def state(step: int = 3) -> dict[str, Any]:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = checkpoint.step_path(tmp_path, 3)
-    checkpoint.save(path, state())
+    checkpoint.save(path, checkpoint.to_bytes(state()))
     loaded = checkpoint.load(path)
     assert loaded["step"] == 3
     assert torch.equal(loaded["sums"], torch.arange(10.0))
@@ -41,7 +42,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (1, 20, 3):
-        checkpoint.save(checkpoint.step_path(tmp_path, step), state(step))
+        checkpoint.save(checkpoint.step_path(tmp_path, step), checkpoint.to_bytes(state(step)))
     (tmp_path / "best.pt").write_bytes(b"")
     checkpoint.prune(tmp_path, 2)
     assert [step for step, _ in checkpoint.candidates(tmp_path)] == [20, 3]
@@ -113,7 +114,7 @@ def test_a_failed_write_leaves_what_was_there(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint.step_path(tmp_path, 3)
-    checkpoint.save(path, state())
+    checkpoint.save(path, checkpoint.to_bytes(state()))
     before = path.read_bytes()
 
     def full(*args: Any, **kwargs: Any) -> Any:
@@ -124,7 +125,7 @@ def test_a_failed_write_leaves_what_was_there(
     else:
         monkeypatch.setattr(os, call, full)
     with pytest.raises(CheckpointError, match="cannot write the checkpoint: No space left"):
-        checkpoint.save(path, {**state(), "best": {"value": 1.0}})
+        checkpoint.save(path, checkpoint.to_bytes({**state(), "best": {"value": 1.0}}))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -307,7 +308,7 @@ def test_a_kill_at_the_worst_moments(
         elif where == "after rename":
             patch.setattr(checkpoint, "prune", _die)
         elif where == "half a file":
-            patch.setattr(checkpoint, "save_bytes", _half_file)
+            patch.setattr(checkpoint, "save", _half_file)
         else:
             patch.setattr(JsonLines, "write", _half_row(JsonLines.write))
         process = start(config, out)
@@ -382,7 +383,7 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 
 def test_rows_are_read_up_to_the_last_whole_one(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
-    with JsonLines(file) as table:
+    with contextlib.closing(JsonLines(file)) as table:
         table.write({"step": 1, "loss": 0.5})
         table.write({"step": 2, "loss": float("nan")})
     whole = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": "nan"}]

@@ -389,6 +389,10 @@ def test_progress_is_told_with_the_time_left(
     assert list(logs.progress(range(0, 50, 10), "decoding", 10, 50)) == [0, 10, 20, 30, 40]
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "decoding: 10 of 50, 80 s left" and len(lines) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(logs.progress(range(0, 50, 10), "decoding", 10, 50)) == [0, 10, 20, 30, 40]
+    assert "decoding:   0%|" in capsys.readouterr().err  # a bar
 
 
 def test_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

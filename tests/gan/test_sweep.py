@@ -23,7 +23,7 @@ from fastsn.gan.loop.trainer import Trainer
 from fastsn.gan.run.checkpoint import CheckpointError
 from fastsn.gan.run.folder import RunDir, RunDirError
 from fastsn.gan.run.jsonl import read_rows
-from fastsn.gan.sweep import Job, jobs, run_jobs, state
+from fastsn.gan.sweep import jobs, run_jobs, state
 from fastsn.gan.sweep.options import grid, parse_varied
 from fastsn.gan.sweep.state import State, state_of
 from fastsn.gan.sweep.table import Table
@@ -35,14 +35,14 @@ DIVERGES: dict[str, dict[str, Any]] = {
 }
 
 
-def short(seed: int = 0, **sections: dict[str, Any]) -> Job:
+def short(seed: int = 0, **sections: dict[str, Any]) -> Config:
     """A run of 6 steps."""
     train = {"steps": 6, "seed": seed, **sections.pop("train", {})}
     log = {"every": 2, "samples_every": 0, **sections.pop("log", {})}
-    return Job(tiny(train=train, log=log, **{"checkpoint": {"every": 2}, **sections}))
+    return tiny(train=train, log=log, **{"checkpoint": {"every": 2}, **sections})
 
 
-def done(wanted: list[Job], root: Path) -> list[str]:
+def done(wanted: list[Config], root: Path) -> list[str]:
     return [row["status"] for row in run_jobs(wanted, root, show=False)]
 
 
@@ -86,12 +86,12 @@ def test_values_have_their_options_types() -> None:
 def test_a_grid_is_every_combination_with_every_seed() -> None:
     varied = {"norm.method": ["sn", "bsn"], "optim.lr_d": [1e-4, 2e-4]}
     found = grid(tiny(train={"seed": 5}), varied, 3)
-    options = [(j.config.norm.method, j.config.optim.lr_d, j.config.train.seed) for j in found]
+    options = [(j.norm.method, j.optim.lr_d, j.train.seed) for j in found]
     assert options == [
         (method, lr, seed) for method in ("sn", "bsn") for lr in (1e-4, 2e-4) for seed in (5, 6, 7)
     ]
-    assert len({job.name for job in found}) == 12
-    assert [job.config for job in grid(tiny(), {})] == [tiny()]
+    assert len({job.run_name() for job in found}) == 12
+    assert grid(tiny(), {}) == [tiny()]
 
 
 def test_a_combination_that_cannot_be_is_named() -> None:
@@ -113,20 +113,22 @@ def test_one_run_is_asked_for_one_thing(tmp_path: Path) -> None:
 
 def test_finished_runs_are_left_and_partial_ones_go_on(tmp_path: Path, trained: list[str]) -> None:
     first, second, third = short(0), short(1), short(2)
-    run(first.config, tmp_path / first.name)
-    run(short(1, train={"steps": 4}).config, tmp_path / second.name)  # its first part
+    run(first, tmp_path / first.run_name())
+    run(short(1, train={"steps": 4}), tmp_path / second.run_name())  # its first part
     table = run_jobs([first, second, third, first], tmp_path, show=False)
-    assert [row["run"] for row in table] == [job.name for job in (first, second, third, first)]
+    assert [row["run"] for row in table] == [
+        job.run_name() for job in (first, second, third, first)
+    ]
     assert {(row["status"], row["step"], row["steps"]) for row in table} == {("finished", 6, 6)}
-    assert trained == [second.name, third.name]
-    assert events(tmp_path / first.name) == ["start", "stop"]
-    assert events(tmp_path / second.name) == ["start", "stop", "resume", "stop"]
+    assert trained == [second.run_name(), third.run_name()]
+    assert events(tmp_path / first.run_name()) == ["start", "stop"]
+    assert events(tmp_path / second.run_name()) == ["start", "stop", "resume", "stop"]
     for job in (first, second, third):
-        assert [row["step"] for row in rows(tmp_path / job.name)] == [2, 4, 6]
-    run(second.config, tmp_path / "alone")
-    assert_same_run(tmp_path / second.name, tmp_path / "alone")
+        assert [row["step"] for row in rows(tmp_path / job.run_name())] == [2, 4, 6]
+    run(second, tmp_path / "alone")
+    assert_same_run(tmp_path / second.run_name(), tmp_path / "alone")
     assert done([first, second, third], tmp_path) == ["finished"] * 3
-    assert trained == [second.name, third.name]
+    assert trained == [second.run_name(), third.run_name()]
 
 
 def test_a_longer_run_goes_on(tmp_path: Path, trained: list[str]) -> None:
@@ -144,7 +146,7 @@ def test_a_diverged_run_stops_no_other_and_is_not_tried_again(
     assert bad["status"] == "diverged" and "expected finite" in bad["reason"]
     assert good["status"] == "finished" and good["reason"] is None
     assert done(wanted, tmp_path) == ["diverged", "finished"]
-    assert trained == [job.name for job in wanted]
+    assert trained == [job.run_name() for job in wanted]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
 
 def test_other_options_in_a_folder_are_a_failure_of_that_run(tmp_path: Path) -> None:
     wanted = [short(0), short(1)]
-    run(short(3).config, tmp_path / wanted[0].name)
+    run(short(3), tmp_path / wanted[0].run_name())
     bad, good = run_jobs(wanted, tmp_path, show=False)
     assert bad["status"] == "failed" and "train.seed: 3 -> 0" in bad["reason"]
     assert good["status"] == "finished"
@@ -188,7 +190,7 @@ def test_a_run_of_another_process_is_left_to_it(
 ) -> None:
     monkeypatch.setattr(jobs, "PATIENCE", 0.0)
     monkeypatch.setattr(jobs, "PAUSE", 0.0)
-    other = RunDir(tmp_path / short().name)
+    other = RunDir(tmp_path / short().run_name())
     other.open()
     try:
         busy, good = run_jobs([short(0), short(1)], tmp_path, show=False)
@@ -196,7 +198,7 @@ def test_a_run_of_another_process_is_left_to_it(
         other.close()
     assert busy["status"] == "busy" and f"process {os.getpid()}" in busy["reason"]
     assert good["status"] == "finished"
-    assert not (tmp_path / short().name / "log.jsonl").exists()
+    assert not (tmp_path / short().run_name() / "log.jsonl").exists()
 
 
 def test_a_run_whose_other_process_ends_is_done(
@@ -204,7 +206,7 @@ def test_a_run_whose_other_process_ends_is_done(
 ) -> None:
     """As the workers of a killed sweep do."""
     monkeypatch.setattr(jobs, "PAUSE", 0.05)
-    other = RunDir(tmp_path / short().name)
+    other = RunDir(tmp_path / short().run_name())
     other.open()
     ends = threading.Timer(0.5, other.close)
     ends.start()
@@ -222,12 +224,12 @@ def test_two_sweeps_share_the_runs(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in sweeps] == [0, 0]
     for job in wanted:
-        assert events(tmp_path / job.name).count("start") == 1
-        assert [row["step"] for row in rows(tmp_path / job.name)] == list(range(2, 31, 2))
+        assert events(tmp_path / job.run_name()).count("start") == 1
+        assert [row["step"] for row in rows(tmp_path / job.run_name())] == list(range(2, 31, 2))
     assert done(wanted, tmp_path) == ["finished"] * 3
 
 
-def _sweep(wanted: list[Job], root: Path) -> None:
+def _sweep(wanted: list[Config], root: Path) -> None:
     torch.set_num_threads(1)
     jobs.PAUSE = 0.05
     assert done(wanted, root) == ["finished"] * 3
@@ -255,7 +257,7 @@ def test_sigterm_saves_and_stops(
     ]
     assert signal.getsignal(signal.SIGTERM) is before
     assert done(wanted, tmp_path) == ["finished"] * 3
-    assert trained == [wanted[i].name for i in (0, 1, 1, 2)]
+    assert trained == [wanted[i].run_name() for i in (0, 1, 1, 2)]
 
 
 def test_sigint_saves_stops_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +275,7 @@ def test_sigint_saves_stops_and_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         "stopped",
         "waiting",
     ]
-    assert read_rows(tmp_path / short(0).name / "events.jsonl")[-1]["reason"] == "SIGINT"
+    assert read_rows(tmp_path / short(0).run_name() / "events.jsonl")[-1]["reason"] == "SIGINT"
 
 
 # Data
@@ -293,17 +295,17 @@ def test_runs_on_other_images_are_refused(tmp_path: Path, trained: list[str]) ->
     root = tmp_path / "runs"
     job = short(data=options)
     assert done([job], root) == ["finished"]
-    fingerprint = json.loads((root / job.name / "data.json").read_text())
+    fingerprint = json.loads((root / job.run_name() / "data.json").read_text())
     assert fingerprint["images"] == 3 and fingerprint["shape"] == [1, 8, 8]
     (row,) = run_jobs([short(data={**options, "root": other})], root, show=False)
     assert row["status"] == "failed" and "data: hash" in row["reason"]
-    assert one in (root / job.name / "config.yaml").read_text()
+    assert one in (root / job.run_name() / "config.yaml").read_text()
     pictures(tmp_path / "one", 50)  # the files change
     (row,) = run_jobs([job], root, show=False)
     assert row["status"] == "failed" and "data: hash" in row["reason"]
     pictures(tmp_path / "moved", 0)  # the same images elsewhere are the same
     assert done([short(data={**options, "root": str(tmp_path / "moved")})], root) == ["finished"]
-    assert len(trained) == 3 and len(events(root / job.name)) == 2
+    assert len(trained) == 3 and len(events(root / job.run_name())) == 2
 
 
 # The table
@@ -333,7 +335,7 @@ def test_the_table_holds_last_and_best_values_with_their_protocol(tmp_path: Path
     lines = (tmp_path / "results.jsonl").read_text()
     assert table == [json.loads(line) for line in lines.splitlines()]
     for job, row in zip(wanted, table, strict=True):
-        metrics = rows(tmp_path / job.name, "metrics.jsonl")
+        metrics = rows(tmp_path / job.run_name(), "metrics.jsonl")
         assert [found["step"] for found in metrics] == [3, 6]
         distances = [found["frechet_40_30"] for found in metrics]
         assert row["frechet_40_30"] == distances[-1]
@@ -354,25 +356,25 @@ def test_the_table_holds_last_and_best_values_with_their_protocol(tmp_path: Path
 
 def test_values_that_are_not_finite_are_never_the_best(tmp_path: Path) -> None:
     job = short()
-    folder = tmp_path / job.name
+    folder = tmp_path / job.run_name()
     folder.mkdir()
     values = [4.0, 2.0, "nan"]
     lines = [json.dumps({"step": step, "fid_5k_10k": v}) for step, v in enumerate(values)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "fid']))
-    table = Table(tmp_path, {job.name: job.config})
-    table.set(job.name, State("running", 3))
-    row = table.rows()[job.name]
+    table = Table(tmp_path, {job.run_name(): job})
+    table.set(job.run_name(), State("running", 3))
+    row = table.rows()[job.run_name()]
     assert (row["fid_5k_10k"], row["fid_5k_10k_best"], row["fid_5k_10k_best_step"]) == ("nan", 2, 1)
 
 
 def test_a_folder_is_read_with_suspicion(tmp_path: Path) -> None:
     job = short()
-    run(job.config, tmp_path / job.name)
-    (tmp_path / job.name / "events.jsonl").write_text("broken\n{}\n")
-    found = state_of(job.config, tmp_path / job.name)
+    run(job, tmp_path / job.run_name())
+    (tmp_path / job.run_name() / "events.jsonl").write_text("broken\n{}\n")
+    found = state_of(job, tmp_path / job.run_name())
     assert found.status == "failed" and "events.jsonl:1" in found.reason
     with pytest.raises(RunDirError, match="expected a folder for the sweep, got a file"):
-        run_jobs([job], tmp_path / job.name / "events.jsonl")
+        run_jobs([job], tmp_path / job.run_name() / "events.jsonl")
 
 
 # The command

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import json
 import os
 import random
@@ -22,7 +24,7 @@ from tiny import assert_same_run, events, rows, tiny
 
 from fastsn.gan.config import Config
 from fastsn.gan.run.jsonl import read_rows
-from fastsn.gan.sweep import Job, run_jobs
+from fastsn.gan.sweep import run_jobs
 from fastsn.gan.sweep.options import grid
 
 pytestmark = pytest.mark.sweep
@@ -46,8 +48,13 @@ def base(**sections: dict[str, Any]) -> Config:
     )
 
 
-def twelve() -> list[Job]:
+def twelve() -> list[Config]:
     return grid(base(), {"norm.method": ["none", "sn", "bsn"], "optim.lr_d": [1e-3, 2e-3]}, 2)
+
+
+def two_processors() -> None:
+    """However many the machine has: with one for each run, they would all end at once."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 
 
 class Sweep:
@@ -64,6 +71,7 @@ class Sweep:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=two_processors,
         )
 
     def begun(self) -> int:
@@ -109,7 +117,7 @@ def test_two_kills_leave_no_trace(tmp_path: Path, alone: tuple[Path, list[dict[s
         before = sweep.begun()
         sweep.wait_for_work(before)
         # some way into the runs, however fast the machine is
-        logged = sweep.steps() + moments.randint(1, 3 * STEPS // EVERY)
+        logged = sweep.steps() + moments.randint(1, 2 * STEPS // EVERY)
         while sweep.steps() < logged:
             assert sweep.process.poll() is None, "the sweep ended before it was killed twice"
             time.sleep(0.02)
@@ -135,39 +143,68 @@ def test_two_kills_leave_no_trace(tmp_path: Path, alone: tuple[Path, list[dict[s
     assert before == [(run, (run / "events.jsonl").stat().st_mtime_ns) for run, _ in before]
 
 
-def test_sigterm_saves_and_a_killed_worker_is_replaced(
+def held(run: Path) -> bool:
+    """Whether a process is at work in the run."""
+    with open(run / "lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def caught(sweep: Sweep) -> tuple[Path, int]:
+    """A run on its way, and the process that trains it, which is stopped."""
+    while True:
+        for run in filter(held, runs(sweep.root)):
+            process = int((run / "lock").read_text().split()[1])
+            os.kill(process, signal.SIGSTOP)
+            if held(run) and events(run)[-1:] in (["start"], ["resume"]):
+                return run, process
+            os.kill(process, signal.SIGCONT)  # it ended just before
+        assert sweep.process.poll() is None, "the sweep ended before a run was caught"
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_replaced(
     tmp_path: Path, alone: tuple[Path, list[dict[str, Any]]]
 ) -> None:
+    """As by a machine without memory."""
     sweep = Sweep(tmp_path)
     sweep.wait_for_work(0)
-    # the process of a run is killed under it, as by a machine without memory
-    victim = next(run for run in runs(sweep.root) if (run / "lock").read_text())
-    os.kill(int((victim / "lock").read_text().split()[1]), signal.SIGKILL)
-    while events(victim).count("start") + events(victim).count("resume") < 2:
-        assert sweep.process.poll() is None, sweep.end()
-        time.sleep(0.02)
+    victim, process = caught(sweep)
+    os.kill(process, signal.SIGKILL)
+    output = sweep.end()
+    assert sweep.process.returncode == 0, output
+    begun = [event for event in events(victim) if event in ("start", "resume")]
+    assert len(begun) >= 2 and events(victim)[-1] == "stop"
+    root, wanted = alone
+    assert table(sweep.root) == wanted
+    for row in wanted:
+        assert_same_run(sweep.root / row["run"], root / row["run"])
+
+
+def test_sigterm_saves(tmp_path: Path) -> None:
+    """Runs without an end, so that there is something to stop; then one of them gets its end."""
+    sweep = Sweep(tmp_path, "--train.steps=1000000")
+    sweep.wait_for_work(0)
     sweep.process.send_signal(signal.SIGTERM)
     output = sweep.end()
     assert sweep.process.returncode == 0, output
-    rows_now = table(sweep.root)
-    assert {row["status"] for row in rows_now} <= {"finished", "stopped", "waiting"}
-    assert {"stopped", "waiting"} & {row["status"] for row in rows_now}
-    for row in rows_now:
-        if row["status"] == "stopped":
-            last = read_rows(sweep.root / row["run"] / "events.jsonl")[-1]
-            assert last["reason"] == "SIGTERM" and last["step"] == row["step"]
+    found = {row["run"]: row for row in table(sweep.root)}
+    assert {row["status"] for row in found.values()} <= {"stopped", "waiting"}
+    stopped = [job for job in twelve() if found[job.run_name()]["status"] == "stopped"]
+    for job in stopped:
+        last = read_rows(sweep.root / job.run_name() / "events.jsonl")[-1]
+        assert last["reason"] == "SIGTERM" and last["step"] == found[job.run_name()]["step"]
     assert [path.name for path in sweep.root.glob(".*")] == []
-    assert_same_run_after_rest(sweep.root, *alone)
-
-
-def assert_same_run_after_rest(root: Path, wanted_root: Path, wanted: list[dict[str, Any]]) -> None:
-    """One run that Ray left undone, finished without it: whoever trains, the numbers stay."""
-    states = {row["run"]: row["status"] for row in table(root)}
-    order = ("stopped", "waiting", "finished")
-    job = min(twelve(), key=lambda job: order.index(states[job.name]))
-    (row,) = run_jobs([job], root, show=False)
-    assert row["status"] == "finished"
-    assert_same_run(root / job.name, wanted_root / job.name)
+    steps = found[stopped[0].run_name()]["step"] + EVERY
+    train = dataclasses.replace(stopped[0].train, steps=steps)
+    job = dataclasses.replace(stopped[0], train=train)
+    for root in (sweep.root, tmp_path / "alone"):  # whoever trains, the numbers stay
+        (row,) = run_jobs([job], root, show=False)
+        assert row["status"] == "finished"
+    assert_same_run(sweep.root / job.run_name(), tmp_path / "alone" / job.run_name())
 
 
 def test_too_much_is_refused(tmp_path: Path) -> None:

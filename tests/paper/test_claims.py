@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -177,16 +178,6 @@ def test_missing_runs_are_untested_and_named() -> None:
         Evidence("small", {}).run("cifar10_sn", 0)
 
 
-def test_numbers_of_different_protocols_are_not_compared() -> None:
-    one, other = runs("cifar10_sn", score=(1, 2)), runs("cifar10_none", score=(1, 1.2))
-    for name, found in (("a", one), ("b", other)):
-        for record in found.values():
-            for row in record.metrics:
-                row["protocol"] = {"real_sha256": name}
-    with pytest.raises(RecordError, match="last score: expected runs that were evaluated alike"):
-        outcome("SN makes better", one, other)
-
-
 CASES = [
     ("SN makes better", {}, {"score": (1, 2)}, {"score": (1, 1.2)}, ("cifar10_sn", "cifar10_none")),
     (
@@ -293,6 +284,38 @@ def test_sweeps() -> None:
     modes = "Good scales come in two modes"
     assert verdict(modes, *sweep("ssn", two), *sweep("lecun", lecun)) == SUPPORTED
     assert verdict(modes, *sweep("ssn", early), *sweep("lecun", lecun)) == NOT_SUPPORTED
+
+
+SCALES = dict.fromkeys((0.5, 1.0, 1.4, 1.75, 2.5, 4.0), 1.5)
+STRICT = [
+    runs("cifar10_sn"),
+    runs("cifar10_sn_conv"),
+    runs("cifar10_sn_conv", norm__scale=1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("statement", "groups"),
+    [
+        ("SN makes better", [runs("cifar10_sn"), runs("cifar10_none")]),
+        ("SN_Conv times 1.75", STRICT),
+        ("SN_Conv is a shifted", [*sweep("ssn", SCALES), *sweep("sn_conv", SCALES)]),
+        ("Scaling improves", sweep("ssn", {**SCALES, 1.4: 2.0})),
+        ("Good scales", sweep("ssn", SCALES)),
+    ],
+)
+def test_numbers_of_different_protocols_are_not_compared(
+    statement: str, groups: list[dict[str, Record]]
+) -> None:
+    """Nor averaged, nor is the best of them taken: one run is enough."""
+    groups = copy.deepcopy(groups)
+    outcome(statement, *groups)
+    *others, last = [record for group in groups for record in group.values()]
+    for hash_, records in (("a", others), ("b", [last])):
+        for row in (row for record in records for row in record.metrics):
+            row["protocol"] = {"real_hash": hash_}
+    with pytest.raises(RecordError, match=r"score.*: expected runs that were evaluated alike"):
+        outcome(statement, *groups)
 
 
 def test_layers_and_their_bounds() -> None:

@@ -458,6 +458,8 @@ def test_numbers_of_different_protocols_are_not_drawn_together(tmp_path: Path) -
     with pytest.raises(RecordError, match=r"fig99: .* alike, got real_sha256 '0' of SN and '1' of"):
         draw(experiment(Plot("curves", "score"), SN, NONE), runs, "small", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+    with pytest.raises(RecordError, match="fig99: expected runs that were evaluated alike"):
+        table(experiment(Plot("table", table=1), SN, NONE), runs, "small")
     for row in runs[NONE][0].metrics:  # an earlier version said less
         del row["protocol"]["real_sha256"]
     draw(experiment(Plot("curves", "score"), SN, NONE), runs, "small", tmp_path / "a.png")

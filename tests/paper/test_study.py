@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import random
@@ -17,7 +18,6 @@ from fastsn.gan.data.sets import ASSETS
 from fastsn.gan.loop.training import train
 from fastsn.gan.measure.features import load_extractor
 from fastsn.gan.run.jsonl import JsonLines
-from fastsn.gan.sweep import Job
 from fastsn.gan.sweep.jobs import distinct
 from paper.records import RecordError
 from paper.statistics import critical, welch
@@ -98,7 +98,7 @@ def outcome(found: Iterable[Outcome], statement: str) -> Outcome:
 
 def test_plan_is_the_protocols() -> None:
     planned = list(runs())
-    assert len(planned) == 6 * 52 and len(distinct([Job(run.config) for run in planned])) == 6 * 52
+    assert len(planned) == 6 * 52 and len(distinct([run.config for run in planned])) == 6 * 52
     assert [run.seed for run in planned] == sorted(run.seed for run in planned)
     late = {(run.setting, run.arm) for run in planned if run.config.train.steps == 45_000}
     assert late == {(s, a) for s in "AB" for a in ("SN", "BSN")}
@@ -346,7 +346,7 @@ def test_diverged_run_without_its_last_checkpoint(
     (path / "checkpoints/step-00000002.pt").unlink()
     with pytest.raises(RecordError, match="expected the checkpoint"):
         record(run, tmp_path)
-    with JsonLines(path / "events.jsonl") as events:
+    with contextlib.closing(JsonLines(path / "events.jsonl")) as events:
         events.write({"event": "stop", "step": 2, "reason": "diverged", "why": "nan"})
     found = record(run, tmp_path)
     assert found is not None and found.diverged

@@ -40,7 +40,7 @@ class CudaMachine(BackendMachine):
         with self.call(weight=weights, u=us, v=vs, scales=scale_tensor):
             results = torch.ops.fastsn_cuda_ptx.forward(
                 weights, us, vs, plan.dims, plan.kinds, plan.scales, scale_tensor, n, plan.eps,
-                out_dtype, store, [],
+                out_dtype, store, [], [],
             )  # fmt: skip
         return self.end(results)
 
@@ -55,7 +55,7 @@ class CudaMachine(BackendMachine):
         ):  # fmt: skip
             results = torch.ops.fastsn_cuda_ptx.backward(
                 grads, grad_sigmas, weights_sn, sigmas, vectors, view_stats, plan.dims,
-                plan.kinds, plan.scales, scale_tensor, grad_dtype, [],
+                plan.kinds, plan.scales, scale_tensor, grad_dtype, [], [],
             )  # fmt: skip
         return self.end(results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -41,35 +42,42 @@ def host(library: Path | str, require_backend: Callable[[str, Sequence[str]], No
     return Host(Path(library))
 
 
-def on_machine(
-    cuda: CudaMachine, group: Group, n: int, grads: list[Tensor], grad_sigmas: Tensor
-) -> tuple[list[Tensor], set[str]]:
-    """All results of a forward and a backward, and the kernels that ran."""
+class Calls(NamedTuple):
+    """Forward of a group, and backward with what some forward returned."""
+
+    forward: Callable[[], Any]
+    backward: Callable[[Any], Any]
+
+
+def calls(
+    host: Host, cuda: CudaMachine, group: Group, n: int, grads: list[Tensor], grad_sigmas: Tensor
+) -> tuple[Calls, Calls, Calls]:
+    """By the machine, the host shim and the reference, which computes in float64."""
+    dtype, wide = group.weights[0].dtype, group.double()
     shapes = tuple(tuple(weight.shape) for weight in group.weights)
-    plan = plan_of(shapes, tuple(group.dims), tuple(group.kinds), tuple(group.scales), EPS)
-    cuda.take_statistics()
-    results = cuda.forward(plan, group.weights, group.us, group.vs, None, n, None)
-    gradients = cuda.backward(plan, grads, grad_sigmas, *results, None, group.weights[0].dtype)
-    ran = {launch.kernel for launch in cuda.take_statistics().launches}
-    return flat([*results, *gradients]), ran
-
-
-def on_host(
-    host: Host, group: Group, n: int, grads: list[Tensor], grad_sigmas: Tensor
-) -> list[Tensor]:
-    results = host.forward(*group, None, n, EPS, None)
-    rest = (group.dims, group.kinds, group.scales, None, group.weights[0].dtype)
-    return flat([*results, *host.backward(grads, grad_sigmas, *results, *rest)])
-
-
-def in_double(group: Group, n: int, grads: list[Tensor], grad_sigmas: Tensor) -> list[Tensor]:
-    results = reference.forward(*group.double(), None, n, EPS, None)
     rest = (group.dims, group.kinds, group.scales)
-    gradients = reference.backward(
-        [grad.double() for grad in grads], grad_sigmas.double(), *results, *rest,
-        torch.tensor(group.scales, dtype=torch.float64), torch.float64,
-    )  # fmt: skip
-    return flat([*results, *gradients])
+    plan = plan_of(shapes, *map(tuple, rest), EPS)
+    scales = torch.tensor(group.scales, dtype=torch.float64)
+
+    def exact(results: Any) -> Any:
+        weights_sn, *others = results
+        return reference.backward(
+            [grad.double() for grad in grads], grad_sigmas.double(),
+            [weight.double() for weight in weights_sn], *(other.double() for other in others),
+            *rest, scales, torch.float64,
+        )  # fmt: skip
+
+    return (
+        Calls(
+            lambda: cuda.forward(plan, group.weights, group.us, group.vs, None, n, None),
+            lambda results: cuda.backward(plan, grads, grad_sigmas, *results, None, dtype),
+        ),
+        Calls(
+            lambda: host.forward(*group, None, n, EPS, None),
+            lambda results: host.backward(grads, grad_sigmas, *results, *rest, None, dtype),
+        ),
+        Calls(lambda: reference.forward(*wide, None, n, EPS, None), exact),
+    )
 
 
 @pytest.mark.parametrize("size", ["few", "many"])
@@ -85,15 +93,19 @@ def test_host_machine_and_reference_agree(
     grads = [torch.empty_like(w).copy_(torch.randn(w.shape)) for w in group.weights]
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     grad_sigmas = torch.randn(len(cases), dtype=accumulate)
-    arguments = (group, n, grads, grad_sigmas)
-    compiled, ran = on_machine(cuda, *arguments)
-    shimmed, expected = on_host(host, *arguments), in_double(*arguments)
+    own = calls(host, cuda, group, n, grads, grad_sigmas)
+    cuda.take_statistics()
+    results = [call.forward() for call in own]
+    # what forward rounds is no error of backward: all have the machine's
+    gradients = [call.backward(results[0]) for call in own]
+    ran = {launch.kernel for launch in cuda.take_statistics().launches}
     name, result_error, sum_error = DTYPES[dtype]
     kernels = [kernel for kernel in KERNELS if n or kernel != "forward_cols"]
     assert ran == {f"fastsn_{kernel}_{name}_{size}" for kernel in kernels}
-    for one, other, exact in zip(compiled, shimmed, expected, strict=True):
-        assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+    both = [flat([*one, *other]) for one, other in zip(results, gradients, strict=True)]
+    for compiled, shimmed, exact in zip(*both, strict=True):
+        assert (compiled.dtype, compiled.stride()) == (shimmed.dtype, shimmed.stride())
         # gradients and grad_scales are differences
-        bound = 4 * (result_error if one.dtype == dtype else sum_error)
-        assert distance(one, other) < bound
-        assert distance(one, exact) < bound and distance(other, exact) < bound
+        bound = 4 * (result_error if compiled.dtype == dtype else sum_error)
+        for one, other in ((compiled, shimmed), (compiled, exact), (shimmed, exact)):
+            assert distance(one, other) < bound, compiled.shape

@@ -14,7 +14,8 @@ from fastsn.gan.config import Config, ConfigError, differences, from_dict, valid
 from fastsn.gan.data.sets import load
 from fastsn.gan.loop.trainer import Trainer
 from fastsn.gan.measure.diagnostics import diagnose
-from fastsn.gan.measure.evaluation import Evaluator, best_by
+from fastsn.gan.measure.evaluation import best_by
+from fastsn.gan.measure.metrics import Evaluator
 from fastsn.gan.measure.sampling import generate, grid, save_png
 from fastsn.gan.run import checkpoint
 from fastsn.gan.run.checkpoint import CheckpointError
@@ -290,8 +291,8 @@ class _Run:
                 content = checkpoint.to_bytes(state)
                 # The best one first: killed between the two, the run does this step again.
                 if trainer.best.get("step") == step:
-                    checkpoint.save_bytes(self.run.checkpoints / "best.pt", content)
-                checkpoint.save_bytes(checkpoint.step_path(self.run.checkpoints, step), content)
+                    checkpoint.save(self.run.checkpoints / "best.pt", content)
+                checkpoint.save(checkpoint.step_path(self.run.checkpoints, step), content)
                 checkpoint.prune(self.run.checkpoints, self.config.checkpoint.keep)
         self.saved = step
 

@@ -1,69 +1,23 @@
-"""Metrics of a generator, while it is trained and by ``fastsn eval``."""
+"""The best of a run's metrics, and ``fastsn eval``."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastsn.gan.config import Config, ConfigError, EvalConfig, validate
+from fastsn.gan.config import Config, ConfigError, validate
 from fastsn.gan.data.images import Images
 from fastsn.gan.data.sets import load, load_images
-from fastsn.gan.measure.features import load_extractor
-from fastsn.gan.measure.metrics import evaluate, protocol_of, real_features
-from fastsn.gan.measure.sampling import generate
-from fastsn.gan.measure.sources import load_source, seeded_device
+from fastsn.gan.measure.metrics import Evaluator
+from fastsn.gan.measure.sources import load_source
 from fastsn.gan.rng import Rng
+from fastsn.gan.run.ranks import choose_device
 
-__all__ = ["Evaluator", "best_by", "best_value", "evaluate_source"]
-
-
-class Evaluator:
-    """Evaluates generators against one data set; what it needs is checked when it is made.
-
-    Args:
-        options: extractor and sample counts.
-        real: the data set.
-        device: where features are computed.
-
-    Raises:
-        ConfigError: weights that are missing or damaged, or too few images.
-    """
-
-    def __init__(self, options: EvalConfig, real: Images, device: torch.device) -> None:
-        self.options, self.device = options, device
-        self.origin = protocol_of(real)
-        try:
-            self.extractor = load_extractor(options.extractor, options.weights, device)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"eval.weights: {error}") from error
-        try:
-            self.real = real_features(real, self.extractor, options.n_real, device)
-        except ValueError as error:
-            raise ConfigError(f"eval.n_real: {error}") from error
-
-    def __call__(self, sample: Callable[[int], Tensor]) -> dict[str, Any]:
-        """A row of ``metrics.jsonl``: all numbers, and under ``protocol`` what they depend on."""
-        options = self.options
-        result = evaluate(
-            self.real,
-            sample,
-            extractor=self.extractor,
-            n_real=options.n_real,
-            n_fake=options.n_fake,
-            n_score=options.n_score,
-            splits=options.splits,
-            device=self.device,
-        )
-        return {**result["values"], "protocol": {**result["protocol"], **self.origin}}
-
-    def generator(self, network: nn.Module, rng: Rng, step: int) -> dict[str, Any]:
-        """The row of a generator at a step of its training."""
-        return self(lambda n: generate(network, n, rng, "eval", step))
+__all__ = ["best_by", "best_value", "evaluate_source"]
 
 
 def best_by(row: dict[str, Any]) -> str:
@@ -97,7 +51,7 @@ def evaluate_source(options: dict[str, Any]) -> dict[str, Any]:
     out = options["out"]
     if out is not None and not Path(out).parent.is_dir():
         raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
-    device = seeded_device(options)
+    device = choose_device(options["device"])
     path = Path(options["source"])
     if options["images"]:
         config = _config(Config(), options)

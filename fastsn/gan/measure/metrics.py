@@ -13,14 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastsn.gan.config import ConfigError, EvalConfig
 from fastsn.gan.data.compat import import_torchvision
 from fastsn.gan.data.images import Images
-from fastsn.gan.measure.features import Extractor
+from fastsn.gan.measure.features import Extractor, load_extractor
+from fastsn.gan.measure.sampling import generate
+from fastsn.gan.rng import Rng
 from fastsn.gan.run.logs import progress
 
-__all__ = ["evaluate", "real_features"]
+__all__ = ["Evaluator", "real_features"]
 
 #: Names of score, Frechet distance and kernel distance, by extractor.
 NAMES = {"inception": ("is", "fid", "kid"), "classifier": ("score", "frechet", "kernel")}
@@ -33,86 +36,86 @@ KERNEL_SUBSETS, KERNEL_SIZE = 100, 1000
 NEIGHBOURS = 3
 
 
-def evaluate(
-    real: Images | Tensor,
-    sample: Callable[[int], Tensor],
-    *,
-    extractor: Extractor,
-    n_real: int = 5_000,
-    n_fake: int = 10_000,
-    n_score: int = 50_000,
-    splits: int = 10,
-    device: torch.device | str = "cpu",
-) -> dict[str, dict[str, Any]]:
-    """All numbers about a generator.
+class Evaluator:
+    """Evaluates generators against one data set; what it needs is checked when it is made.
 
     Args:
-        real: real images, of which ``n_real`` are drawn once and for all (the same in every call),
-            or their features, by :func:`real_features`.
-        sample: called once, with the number of images wanted; gives ``uint8 [n, c, h, w]``.
-        extractor: what the images are compared by; it is moved to ``device``.
-        n_real: real images of the distances.
-        n_fake: generated images of the distances: the first of those that are sampled.
-        n_score: generated images of the score. The authors sample those of the score and of the
-            distances separately; here they overlap.
-        splits: parts whose scores are averaged.
+        options: extractor and sample counts. The real images of the distances are drawn once and
+            for all; the generated ones are the first of those that are sampled. (The authors sample
+            those of the score and of the distances separately; here they overlap.)
+        real: the data set.
         device: where features are computed.
 
-    Returns:
-        ``"values"``: numbers by names such as ``is_50k_s10``, ``fid_5k_10k``, ``kid_5k_10k``, or
-        ``score_...``, ``frechet_...``, ``kernel_...`` for the classifier; ``precision_5k_10k`` and
-        ``recall_5k_10k``; with ``_std`` the deviation over splits of the score and, where they are
-        parts of the images, over subsets of the kernel distance. ``"protocol"``: all that they
-        depend on.
-
     Raises:
-        ValueError: too few images.
+        ConfigError: weights that are missing or damaged, or too few images.
     """
-    extractor.to(device)
-    origin: dict[str, Any] = {"real": "features"}
-    if isinstance(real, Images):
-        origin = protocol_of(real)
-        real = real_features(real, extractor, n_real, device)
-    if len(real) != n_real:
-        raise ValueError(f"expected features of n_real={n_real} real images, got {len(real)}")
-    for name, n in (("n_real", n_real), ("n_fake", n_fake)):
-        if n < 2:
-            raise ValueError(f"expected {name} to be at least 2, got {n}")
-    if not 1 <= splits <= n_score:
-        raise ValueError(f"expected between 1 and n_score={n_score} splits, got {splits}")
-    pixels = sample(max(n_fake, n_score))
-    features, scores = _extract(pixels, extractor, device, "evaluating")
-    # Subsets as large as the sets would all be the same one, without a deviation.
-    size = min(KERNEL_SIZE, n_real, n_fake)
-    subsets = KERNEL_SUBSETS if size < min(n_real, n_fake) else 1
-    numbers = _numbers(real, features[:n_fake], scores[:n_score], splits, subsets, size)
-    score, frechet, kernel = NAMES[extractor.name]
-    score += f"_{_count(n_score)}_s{splits}"
-    counts = f"_{_count(n_real)}_{_count(n_fake)}"
-    values = {
-        f"{frechet}{counts}": numbers["frechet_inception_distance"],
-        score: numbers["inception_score_mean"],
-        f"{score}_std": numbers["inception_score_std"],
-        f"{kernel}{counts}": numbers["kernel_inception_distance_mean"],
-        f"precision{counts}": numbers["precision"],
-        f"recall{counts}": numbers["recall"],
-    }
-    if subsets > 1:
-        values[f"{kernel}{counts}_std"] = numbers["kernel_inception_distance_std"]
-    protocol = {
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
-        **origin,
-        "n_real": n_real,
-        "n_fake": n_fake,
-        "n_score": n_score,
-        "splits": splits,
-        "score_classes": extractor.classes,
-        "kernel_subsets": subsets,
-        "kernel_subset_size": size,
-        "neighbours": min(NEIGHBOURS, n_real - 1, n_fake - 1),
-    }
-    return {"values": values, "protocol": protocol}
+
+    def __init__(self, options: EvalConfig, real: Images, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.origin = protocol_of(real)
+        try:
+            self.extractor = load_extractor(options.extractor, options.weights, device)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"eval.weights: {error}") from error
+        try:
+            self.real = real_features(real, self.extractor, options.n_real, device)
+        except ValueError as error:
+            raise ConfigError(f"eval.n_real: {error}") from error
+
+    def __call__(self, sample: Callable[[int], Tensor]) -> dict[str, Any]:
+        """A row of ``metrics.jsonl``.
+
+        Args:
+            sample: called once, with the number of images wanted; gives ``uint8 [n, c, h, w]``.
+
+        Returns:
+            Numbers by names such as ``is_50k_s10``, ``fid_5k_10k``, ``kid_5k_10k``, or
+            ``score_...``, ``frechet_...``, ``kernel_...`` for the classifier;
+            ``precision_5k_10k`` and ``recall_5k_10k``; with ``_std`` the deviation over splits of
+            the score and, where they are parts of the images, over subsets of the kernel distance.
+            ``protocol`` is all that they depend on.
+        """
+        options, extractor = self.options, self.extractor
+        n_real, n_fake, n_score = options.n_real, options.n_fake, options.n_score
+        pixels = sample(max(n_fake, n_score))
+        features, scores = _extract(pixels, extractor, self.device, "evaluating")
+        # Subsets as large as the sets would all be the same one, without a deviation.
+        size = min(KERNEL_SIZE, n_real, n_fake)
+        subsets = KERNEL_SUBSETS if size < min(n_real, n_fake) else 1
+        numbers = _numbers(
+            self.real, features[:n_fake], scores[:n_score], options.splits, subsets, size
+        )
+        score, frechet, kernel = NAMES[extractor.name]
+        score += f"_{_count(n_score)}_s{options.splits}"
+        counts = f"_{_count(n_real)}_{_count(n_fake)}"
+        row: dict[str, Any] = {
+            f"{frechet}{counts}": numbers["frechet_inception_distance"],
+            score: numbers["inception_score_mean"],
+            f"{score}_std": numbers["inception_score_std"],
+            f"{kernel}{counts}": numbers["kernel_inception_distance_mean"],
+            f"precision{counts}": numbers["precision"],
+            f"recall{counts}": numbers["recall"],
+        }
+        if subsets > 1:
+            row[f"{kernel}{counts}_std"] = numbers["kernel_inception_distance_std"]
+        row["protocol"] = {
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            **self.origin,
+            "n_real": n_real,
+            "n_fake": n_fake,
+            "n_score": n_score,
+            "splits": options.splits,
+            "score_classes": extractor.classes,
+            "kernel_subsets": subsets,
+            "kernel_subset_size": size,
+            "neighbours": min(NEIGHBOURS, n_real - 1, n_fake - 1),
+        }
+        return row
+
+    def generator(self, network: nn.Module, rng: Rng, step: int) -> dict[str, Any]:
+        """The row of a generator at a step of its training."""
+        return self(lambda n: generate(network, n, rng, "eval", step))
 
 
 def protocol_of(images: Images) -> dict[str, Any]:

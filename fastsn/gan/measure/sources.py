@@ -32,7 +32,6 @@ class Source:
 
     generator: nn.Module
     config: Config
-    image_shape: tuple[int, int, int]
     step: int
     path: Path
 
@@ -55,8 +54,10 @@ def load_source(path: Path, device: torch.device, *, best: bool = False) -> Sour
     else:
         state = checkpoint.load(path)
     try:
-        config = validate_sizes(from_dict(state["config"], str(path)), state["image_shape"])
-        channels, height, width = state["image_shape"]
+        config, shape = from_dict(state["config"], str(path)), tuple(state["image_shape"])
+        if len(shape) != 3 or not all(type(n) is int and 0 < n <= 4096 for n in shape):
+            raise ValueError(f"expected an image_shape of three positive numbers, got {shape}")
+        channels, height, _ = shape
         generator, _ = build(
             config.model.name, resolution=height, width=config.model.width, channels=channels
         )
@@ -65,15 +66,7 @@ def load_source(path: Path, device: torch.device, *, best: bool = False) -> Sour
         raise CheckpointError(
             f"{path}: expected a generator and its options, got others: {error}"
         ) from error
-    shape = (channels, height, width)
-    return Source(generator.to(device).eval(), config, shape, state["step"], path)
-
-
-def validate_sizes(config: Config, shape: list[Any]) -> Config:
-    """Returns ``config`` if images can have this shape."""
-    if len(shape) != 3 or not all(type(n) is int and 0 < n <= 4096 for n in shape):
-        raise ValueError(f"expected an image_shape of three positive numbers, got {shape}")
-    return config
+    return Source(generator.to(device).eval(), config, state["step"], path)
 
 
 def sample_source(options: dict[str, Any]) -> Path:
@@ -91,7 +84,7 @@ def sample_source(options: dict[str, Any]) -> Path:
         raise ConfigError(f"--out: expected a place in a folder that exists, got {out}")
     if kind == "images" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: expected a new or empty folder for the images, got {out}")
-    device = seeded_device(options)
+    device = choose_device(options["device"])
     source = load_source(Path(options["source"]), device, best=options["best"])
     rng = Rng(options["seed"], device)
     if kind == "interpolation":
@@ -109,8 +102,3 @@ def sample_source(options: dict[str, Any]) -> Path:
     else:
         save_png(out, grid(images, columns), options["zoom"])
     return out
-
-
-def seeded_device(options: dict[str, Any]) -> torch.device:
-    """The device of ``--device``."""
-    return choose_device(options["device"])

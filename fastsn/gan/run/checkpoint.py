@@ -12,7 +12,6 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ __all__ = [
     "remove_temporary",
     "replace_file",
     "save",
-    "save_bytes",
     "step_path",
     "to_bytes",
 ]
@@ -75,17 +73,12 @@ def to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes ``state`` to ``path``, replacing what was there at once or not at all.
+def save(path: Path, content: bytes) -> None:
+    """Writes what :func:`to_bytes` gave, replacing what was there at once or not at all.
 
     Raises:
         CheckpointError: the disk is full, the folder read-only, and so on; ``path`` is as it was.
     """
-    save_bytes(path, to_bytes(state))
-
-
-def save_bytes(path: Path, content: bytes) -> None:
-    """:func:`save` of the file's content."""
     try:
         replace_file(path, content)
     except OSError as error:
@@ -175,10 +168,5 @@ def prune(folder: Path, keep: int) -> None:
 
 def remove_temporary(folder: Path) -> None:
     """Removes what a killed process left half written."""
-    for path in _temporary(folder):
+    for path in folder.glob("*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def _temporary(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if path.name.endswith(".tmp"))

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -235,7 +236,7 @@ class RunDir:
     def record(self, event: str, step: int, **details: Any) -> None:
         """A row of ``events.jsonl``, on the disk before this returns."""
         row = {"event": event, "step": step, "time": round(time.time(), 3), **details}
-        with JsonLines(self.path / "events.jsonl") as events:
+        with contextlib.closing(JsonLines(self.path / "events.jsonl")) as events:
             events.write(row)
             events.sync()
 

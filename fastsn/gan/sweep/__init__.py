@@ -5,6 +5,6 @@ left to do) -> here, or :mod:`.on_ray` -> :mod:`.state` (what a run's folder say
 :mod:`.table` (the results). The folders alone are the truth: nothing else is remembered.
 """
 
-from fastsn.gan.sweep.jobs import Job, run_jobs
+from fastsn.gan.sweep.jobs import run_jobs
 
-__all__ = ["Job", "run_jobs"]
+__all__ = ["run_jobs"]

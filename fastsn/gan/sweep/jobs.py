@@ -8,7 +8,6 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fastsn.gan.run.ranks import Ranks
 from fastsn.gan.sweep.state import SETTLED, State, attempt, failure, state_of
 from fastsn.gan.sweep.table import Launch, Table
 
-__all__ = ["Job", "distinct", "run_jobs"]
+__all__ = ["distinct", "run_jobs"]
 
 #: Seconds to wait for runs that other processes hold: what a killed sweep leaves behind on a
 #: cluster ends by itself in that time, another sweep does not.
@@ -30,19 +29,7 @@ PATIENCE = 60.0
 PAUSE = 5.0
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run to be done."""
-
-    config: Config
-
-    @property
-    def name(self) -> str:
-        """Of its folder: a function of the options that make the run what it is."""
-        return self.config.run_name()
-
-
-def distinct(jobs: Sequence[Job]) -> dict[str, Config]:
+def distinct(jobs: Sequence[Config]) -> dict[str, Config]:
     """The runs by name, each once, in the order of ``jobs``.
 
     Raises:
@@ -50,12 +37,12 @@ def distinct(jobs: Sequence[Job]) -> dict[str, Config]:
     """
     configs: dict[str, Config] = {}
     for job in jobs:
-        config = configs.setdefault(job.name, validate(job.config))
-        if config != job.config:
-            mine, theirs = (dict(flatten(c.to_dict())) for c in (config, job.config))
+        config = configs.setdefault(job.run_name(), validate(job))
+        if config != job:
+            mine, theirs = (dict(flatten(c.to_dict())) for c in (config, job))
             name = next(name for name in mine if mine[name] != theirs[name])
             raise ConfigError(
-                f"{name}: expected one value for the run {job.name}, got {mine[name]!r} and "
+                f"{name}: expected one value for the run {job.run_name()}, got {mine[name]!r} and "
                 f"{theirs[name]!r}: it does not make another run"
             )
     if not configs:
@@ -64,7 +51,7 @@ def distinct(jobs: Sequence[Job]) -> dict[str, Config]:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[Config],
     root: Path,
     *,
     ray: str | None = None,
@@ -79,7 +66,7 @@ def run_jobs(
     SIGHUP let those at work save, and stop. What the folder's results say of other runs stays.
 
     Args:
-        jobs: may name a run several times; it is done once.
+        jobs: the runs, in folders of their names; one that is there several times is done once.
         root: folder of the runs; on a cluster all machines see it under this name.
         ray: None: one run after another in this process. ``"local"``: by a Ray started on this
             machine. ``"auto"`` or an address: by the Ray cluster that is there.
@@ -123,7 +110,7 @@ def run_jobs(
         if stop.is_set() and getattr(stop, "by", "") == "SIGINT":
             raise KeyboardInterrupt
     rows = table.rows()
-    return [rows[job.name] for job in jobs]
+    return [rows[job.run_name()] for job in jobs]
 
 
 def _fingerprints(configs: Mapping[str, Config], root: Path) -> dict[str, Mapping[str, Any] | None]:
@@ -144,7 +131,7 @@ def _until_settled(
 ) -> None:
     end = None
     while pending and not stop.is_set():
-        launch(table, pending, stop, show=show)
+        launch(table, pending, stop, show)
         pending = [name for name in pending if table.states[name].status == "busy"]
         if pending:
             now = time.monotonic()
@@ -173,7 +160,7 @@ def _check(ray: str | None, gpus: float, cpus: float, configs: dict[str, Config]
         raise ConfigError("gpus_per_run: expected more than 0 with train.device 'cuda', got 0")
 
 
-def one_by_one(table: Table, names: Sequence[str], stop: threading.Event, *, show: bool) -> None:
+def one_by_one(table: Table, names: Sequence[str], stop: threading.Event, show: bool) -> None:
     """Runs in this process."""
     for number, name in enumerate(names, start=1):
         if stop.is_set():

@@ -97,8 +97,8 @@ def _launch(
     table: Table,
     names: Sequence[str],
     stop: threading.Event,
-    *,
     show: bool,
+    *,
     gpus: float,
     cpus: float,
     storage: str,
@@ -115,7 +115,7 @@ def _launch(
         }
         for name in names
     ]
-    desk = _Desk(table, len(names), asked, show)
+    desk = _Desk(table, names, asked, show)
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": cpus, "gpu": gpus}),
         param_space={"task": tune.grid_search(tasks)},
@@ -133,14 +133,13 @@ def _launch(
     messenger.start()
     try:
         with until_asked(stop):  # Ray has put its own handler in the place of the sweep's
-            results = tuner.fit()
+            tuner.fit()
     finally:
         over.set()
         messenger.join()
         asked.unlink(missing_ok=True)
-    for result in results:
-        name = result.config["task"]["name"]
-        table.set(name, _outcome(table, name, result.metrics, result.error))
+    for name in desk.left:  # the sweep stopped before they ended, or began
+        table.set(name, state_of(table.configs[name], table.root / name))
     table.write()
 
 
@@ -189,24 +188,12 @@ def _folder(trial: Any) -> str:
     return trial.trial_id
 
 
-def _outcome(
-    table: Table, name: str, result: dict[str, Any] | None, error: Exception | None
-) -> State:
-    if error is not None:
-        reason = f"given up after {RETRIES + 1} attempts: {' '.join(str(error).split())}"
-        state = state_of(table.configs[name], table.root / name)
-        return dataclasses.replace(state, status="failed", reason=reason)
-    if not result or "status" not in result:  # the sweep stopped before its turn
-        return state_of(table.configs[name], table.root / name)
-    return State(result["status"], result["step"], result["reason"])
-
-
 class _Desk(tune.Callback, tune.Stopper):
     """Where Tune reports what happens, and asks whether to go on."""
 
-    def __init__(self, table: Table, total: int, asked: Path, show: bool) -> None:
-        self.table, self.total, self.asked, self.show = table, total, asked, show
-        self.done = 0
+    def __init__(self, table: Table, names: Sequence[str], asked: Path, show: bool) -> None:
+        self.table, self.total, self.asked, self.show = table, len(names), asked, show
+        self.left = list(names)
         self.saving: set[str] | None = None
         self.over = False
 
@@ -216,21 +203,26 @@ class _Desk(tune.Callback, tune.Stopper):
         self.table.write()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._note(trial, None)
+        result = trial.last_result
+        if result and "status" in result:  # else the sweep stopped before its turn
+            self._note(trial, State(result["status"], result["step"], result["reason"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
-        self._note(trial, error or RuntimeError("its process died"))
-
-    def _note(self, trial: Any, error: Exception | None) -> None:
+        error = trial.get_pickled_error() or trial.get_error() or "its process died"
+        reason = f"given up after {RETRIES + 1} attempts: {' '.join(str(error).split())}"
         name = trial.config["task"]["name"]
-        state = _outcome(self.table, name, trial.last_result, error)
+        state = state_of(self.table.configs[name], self.table.root / name)
+        self._note(trial, dataclasses.replace(state, status="failed", reason=reason))
+
+    def _note(self, trial: Any, state: State) -> None:
+        name = trial.config["task"]["name"]
         self.table.set(name, state)
         self.table.write()
-        self.done += 1
+        self.left.remove(name)
         if self.show:
             reason = f": {state.reason}" if state.reason else ""
-            sys.stderr.write(f"[{self.done} of {self.total}] {name}: {state.status}{reason}\n")
+            done = self.total - len(self.left)
+            sys.stderr.write(f"[{done} of {self.total}] {name}: {state.status}{reason}\n")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Over, once it was asked to stop, when the runs that were at work have saved."""

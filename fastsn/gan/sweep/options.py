@@ -15,7 +15,7 @@ import yaml
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from fastsn.gan.config import FREE, Config, ConfigError, flatten, from_dict, validate
-from fastsn.gan.sweep.jobs import Job, distinct, run_jobs
+from fastsn.gan.sweep.jobs import distinct, run_jobs
 from fastsn.gan.sweep.state import SETTLED, state_of
 from fastsn.gan.sweep.table import varied_options
 
@@ -96,7 +96,7 @@ def parse_varied(texts: Sequence[str]) -> dict[str, list[Any]]:
     return varied
 
 
-def grid(base: Config, varied: Mapping[str, Sequence[Any]], seeds: int = 1) -> list[Job]:
+def grid(base: Config, varied: Mapping[str, Sequence[Any]], seeds: int = 1) -> list[Config]:
     """Every combination of values, each with every seed; the last option changes fastest.
 
     Raises:
@@ -120,7 +120,7 @@ def grid(base: Config, varied: Mapping[str, Sequence[Any]], seeds: int = 1) -> l
             section, _, option = name.partition(".")
             tree[section][option] = value
         try:
-            jobs.append(Job(validate(from_dict(tree))))
+            jobs.append(validate(from_dict(tree)))
         except ConfigError as error:
             chosen = _chosen(zip(values, combination, strict=True))
             raise ConfigError(f"{error} (at {chosen})" if chosen else str(error)) from None

@@ -7,9 +7,9 @@ import fcntl
 import io
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastsn.gan.config import Config, flatten
 from fastsn.gan.measure.evaluation import best_value
@@ -111,12 +111,9 @@ class Table:
         replace_file(self.root / "results.csv", text.getvalue().encode())
 
 
-class Launch(Protocol):
-    """Attempts the runs named, and tells the table what became of them."""
-
-    def __call__(
-        self, table: Table, names: Sequence[str], stop: threading.Event, *, show: bool
-    ) -> None: ...
+#: Attempts the runs named until it is asked to stop, and tells the table what became of them;
+#: the last argument is whether it shows progress.
+Launch = Callable[[Table, Sequence[str], threading.Event, bool], None]
 
 
 def varied_options(configs: Mapping[str, Config]) -> list[str]:

@@ -143,7 +143,7 @@ struct Gradient {
       const int count = tile.cols - first < all ? tile.cols - first : all;
       if constexpr (kTwo) stage_cols(other, first, count, -pull, cols + kColumnEntries<T>);
       stage_cols(folded, first, count, -pull, cols);
-      block_barrier();
+      block_barrier();  // and rows are staged, too
       if (first_row < weight.row_step && own < count) {
         const auto x = *reinterpret_cast<const Pack<A, kCount>*>(cols + own);
         Pack<A, kCount> y = {};
@@ -241,7 +241,6 @@ FASTSN_DEVICE void backward_store(const BackwardTableOf<kMost>& table) {
   for (int j = 0; j < weight.views; ++j) {
     gradient.stage_rows(j, view_stats[2 * j + 1], rows + j * kRowEntries);
   }
-  block_barrier();
   const A factor = static_cast<A>(shared.factor);
   const A pull = static_cast<A>(shared.pull);
   if (weight.width == 1) {

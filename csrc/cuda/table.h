@@ -68,7 +68,7 @@ struct Problem {
 // What is kept of every strip of s and t: so norms need not be summed over vectors again.
 enum Stat : int32_t { kSquares = 0, kGivenSquares = 1, kDotGiven = 2, kStats = 3 };
 
-// The part sums of a vector begin at multiples of so many.
+// The sums of a vector, and its part sums, begin at multiples of so many entries.
 constexpr int kPartsUnit = 4;
 
 struct ForwardProblem : Problem {
@@ -84,7 +84,8 @@ struct ForwardProblem : Problem {
 // a strip. In the workspace, where A is the dtype sums are made in and places are in bytes:
 //   stats     double [strips][kStats]
 //   counters  uint32 [strips]: tiles that have written their part; zero before and after a launch
-//   sums      A [entries]: s and t, in memory order, each at the place of its u or v in `vectors`
+//   sums      A: s and t, in memory order, in the order of their u and v in `vectors`; each begins
+//             at a multiple of kPartsUnit entries, which takes gaps (strips.cuh)
 //   parts     A, per view [tiles][length] for s and for t: how many tiles make part sums of each
 struct ForwardCall {
   int32_t problems;

@@ -40,11 +40,12 @@ bool same_strides(const Tensor& a, const Tensor& b) {
   const auto sizes = a.sizes();
   const auto other_sizes = b.sizes();
   if (sizes.size() != other_sizes.size()) return false;
+  const bool empty = a.numel() == 0;
   const auto strides = a.strides();
   const auto other_strides = b.strides();
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (sizes[d] != other_sizes[d]) return false;
-    if (sizes[d] > 1 && strides[d] != other_strides[d]) return false;
+    if (sizes[d] > 1 && !empty && strides[d] != other_strides[d]) return false;
   }
   return true;
 }

@@ -359,9 +359,13 @@ def _read_traced(norm: Norm, weight: Tensor) -> Tensor:
     return traced_batch(alone(norm), [weight])[0]
 
 
-@torch.compiler.assume_constant_result  # for the tracer, False otherwise
 def _exporting_to_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
+
+
+# torch.compiler.assume_constant_result, without its import of the compiler: the tracer would take
+# the answer for False.
+_exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def traced_batch(batch: Batch, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -152,13 +152,13 @@ class Target(NamedTuple):
     """A parameter to normalize."""
 
     name: str  # of the layer
-    own: str  # of the parameter in it
+    tensor_name: str  # of the parameter in it
     layer: Any
     weight: Tensor
 
     @property
     def label(self) -> str:
-        return _label(self.name, self.own)
+        return _label(self.name, self.tensor_name)
 
     @property
     def dim(self) -> int:
@@ -173,8 +173,8 @@ def _norm_for(target: Target, n_power_iterations: int, eps: float, **options: An
     return norm.train(target.layer.training)
 
 
-def _label(name: str, own: str) -> str:
-    return f"{name}.{own}" if name else own
+def _label(name: str, tensor_name: str) -> str:
+    return f"{name}.{tensor_name}" if name else tensor_name
 
 
 def _register(targets: list[Target], norms: list[SpectralNorm]) -> None:
@@ -182,14 +182,18 @@ def _register(targets: list[Target], norms: list[SpectralNorm]) -> None:
     for i, (target, norm) in enumerate(zip(targets, norms, strict=True)):
         try:
             # Unsafe means unchecked: the check would be a forward, and all was checked before.
-            parametrize.register_parametrization(target.layer, target.own, norm, unsafe=True)
+            parametrize.register_parametrization(
+                target.layer, target.tensor_name, norm, unsafe=True
+            )
         except Exception:
             for done in targets[:i]:
                 own_class(done.layer)
-                parametrize.remove_parametrizations(done.layer, done.own, leave_parametrized=False)
+                parametrize.remove_parametrizations(
+                    done.layer, done.tensor_name, leave_parametrized=False
+                )
             raise
     for target, norm in zip(targets, norms, strict=True):
-        adopt(target.layer, target.own, norm)
+        adopt(target.layer, target.tensor_name, norm)
 
 
 def weights_of(layer: nn.Module) -> list[str]:
@@ -230,30 +234,36 @@ def _select(
     seen: dict[int, Target] = {}
     for name, layer in model.named_modules():
         known = weights_of(layer)
-        own_names = [own for own, parameter in layer._parameters.items() if parameter is not None]
-        for own in dict.fromkeys([*known, *own_names]):
-            label = _label(name, own)
+        own_names = [
+            tensor_name
+            for tensor_name, parameter in layer._parameters.items()
+            if parameter is not None
+        ]
+        for tensor_name in dict.fromkeys([*known, *own_names]):
+            label = _label(name, tensor_name)
             if any(_matches(pattern, name, label) for pattern in unwanted):
                 reason = "excluded"
             elif wanted is not None and label in wanted:
                 reason = ""  # by its own name, whatever the layer
-            elif own not in known:
+            elif tensor_name not in known:
                 reason = f"{type(layer).__name__} is not handled"
             elif wanted is not None and not any(_matches(p, name, label) for p in wanted):
                 reason = "not included"
             else:
                 reason = ""
             if not reason:
-                target = Target(name, own, layer, _checked(name, own, layer))
+                target = Target(name, tensor_name, layer, _checked(name, tensor_name, layer))
                 first = seen.setdefault(id(target.weight), target)
                 _check_tied(target, first)
                 chosen.append(target)
-            elif own in known or _looks_like_weight(own, layer._parameters[own]):
-                call = _call_for(name, own, layer, bidirectional, scale, bound)
+            elif tensor_name in known or _looks_like_weight(
+                tensor_name, layer._parameters[tensor_name]
+            ):
+                call = _call_for(name, tensor_name, layer, bidirectional, scale, bound)
                 notes[label] = f"{reason}; {call}"
     for name, layer in model.named_modules():
-        for own, parameter in layer._parameters.items():
-            label, other = _label(name, own), seen.get(id(parameter))
+        for tensor_name, parameter in layer._parameters.items():
+            label, other = _label(name, tensor_name), seen.get(id(parameter))
             if other is not None and label in notes:
                 notes[label] = (
                     f"{notes[label].partition(';')[0]}; it reads {other.label}, to which it is "
@@ -272,9 +282,9 @@ def _check_patterns(model: nn.Module, wanted: list[str], unwanted: list[str]) ->
     names = [name for name, _ in model.named_modules()]
     # with the names of tied parameters, and of those that are normalized already
     names += [
-        _label(name, own)
+        _label(name, tensor_name)
         for name, layer in model.named_modules()
-        for own in dict.fromkeys([*weights_of(layer), *layer._parameters])
+        for tensor_name in dict.fromkeys([*weights_of(layer), *layer._parameters])
     ]
     for option, patterns in (("include", wanted), ("exclude", unwanted)):
         for pattern in patterns:
@@ -289,10 +299,10 @@ def _matches(pattern: str, name: str, label: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(label, pattern)
 
 
-def _looks_like_weight(own: str, parameter: Any) -> bool:
+def _looks_like_weight(tensor_name: str, parameter: Any) -> bool:
     if nn.parameter.is_lazy(parameter):
         return True
-    return parameter.ndim >= 2 and not own.startswith("bias")
+    return parameter.ndim >= 2 and not tensor_name.startswith("bias")
 
 
 def _check_tied(target: Target, first: Target) -> None:
@@ -306,24 +316,24 @@ def _check_tied(target: Target, first: Target) -> None:
 
 def _call_for(
     name: str,
-    own: str,
+    tensor_name: str,
     layer: nn.Module,
     bidirectional: bool,
     scale: float | Tensor | str,
     bound: float | None,
 ) -> str:
     """The call that would normalize a parameter that is left alone, or why there is none."""
-    if parametrize.is_parametrized(layer, own):
+    if parametrize.is_parametrized(layer, tensor_name):
         return "it is normalized already"
     try:
-        _checked(name, own, layer)
+        _checked(name, tensor_name, layer)
     except (TypeError, ValueError) as error:
         return str(error)
     parts = name.split(".") if name else []
     path = f"model.get_submodule({name!r})"
     if all(part.isidentifier() and not iskeyword(part) for part in parts):
         path = ".".join(["model", *parts])
-    options = [path, repr(own)]
+    options = [path, repr(tensor_name)]
     if bidirectional:
         options.append("bidirectional=True")
     if isinstance(scale, Tensor):
@@ -343,15 +353,18 @@ def _patterns(option: str, patterns: Iterable[str]) -> list[str]:
     return list(patterns)
 
 
-def _checked(name: str, own: str, layer: nn.Module) -> Tensor:
-    """The weight ``own`` of ``layer``; errors name the layer."""
-    if parametrize.is_parametrized(layer, own) or f"{own}_orig" in layer._parameters:
+def _checked(name: str, tensor_name: str, layer: nn.Module) -> Tensor:
+    """The weight ``tensor_name`` of ``layer``; errors name the layer."""
+    if (
+        parametrize.is_parametrized(layer, tensor_name)
+        or f"{tensor_name}_orig" in layer._parameters
+    ):
         raise ValueError(
             f"expected layer '{name}' not to be normalized, got one that is already: exclude it, "
             "or call fastsn.convert(model) for torch's spectral norms"
         )
     try:
-        weight = check_weight(layer, own)
+        weight = check_weight(layer, tensor_name)
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer '{name}': {error}") from None
     if is_sharded(weight):

@@ -126,9 +126,9 @@ def _notes(model: nn.Module) -> dict[str, str]:
     """Reasons why the other weights of rank 2 or more are not converted."""
     notes = {}
     for name, parameter in model.named_parameters():
-        layer_name, _, own = name.rpartition(".")
+        layer_name, _, tensor_name = name.rpartition(".")
         if ".parametrizations." in f".{name}":
-            if own == "original" or own.startswith("original"):
+            if tensor_name == "original" or tensor_name.startswith("original"):
                 stem = name.split("parametrizations.")
                 held: Any = model.get_submodule(layer_name)
                 if not any(type(norm) is TorchSpectralNorm or isinstance(norm, SpectralNorm)
@@ -137,8 +137,8 @@ def _notes(model: nn.Module) -> dict[str, str]:
                     notes[stem[0] + stem[1].split(".")[0]] = f"parametrized by {kinds}"
         elif nn.parameter.is_lazy(parameter) or parameter.ndim < 2:
             continue
-        elif not own.endswith("_orig"):
-            itself = normalizes_itself(model.get_submodule(layer_name), own)
+        elif not tensor_name.endswith("_orig"):
+            itself = normalizes_itself(model.get_submodule(layer_name), tensor_name)
             notes[name] = f"normalizes itself: {itself}" if itself else "no spectral norm"
         else:
             hooks = model.get_submodule(layer_name)._forward_pre_hooks.values()

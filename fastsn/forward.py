@@ -269,8 +269,11 @@ def batches(norms: Sequence[Norm], weights: Sequence[Tensor]) -> list[tuple[Batc
         )  # fmt: skip
         members.setdefault(key, []).append(i)
     return [
-        (alone(norms[own[0]]) if len(own) == 1 else Batch([norms[i] for i in own]), own)
-        for own in members.values()
+        (
+            alone(norms[indices[0]]) if len(indices) == 1 else Batch([norms[i] for i in indices]),
+            indices,
+        )
+        for indices in members.values()
     ]
 
 
@@ -500,11 +503,11 @@ def _compute_and_keep(
 ) -> None:
     whole = len(members) == len(weights)
     part = batch if whole else part_batch(tuple(batch.states[i].handle for i in members))
-    own = weights if whole else [weights[i] for i in members]
+    given = weights if whole else [weights[i] for i in members]
     # Kept results outlive an inference_mode block, and training goes on with them.
     with torch.inference_mode(weights[0].is_inference()):
-        sights = [look(weight, capture) for weight in own]
-        computed = compute(part, own, iterations, out_dtype)
+        sights = [look(weight, capture) for weight in given]
+        computed = compute(part, given, iterations, out_dtype)
         if not weights[0].is_inference():
             computed.versions = [weight_sn._version for weight_sn in computed.numbers.weights_sn]
     if weights[0].is_cuda and not capture:

@@ -152,8 +152,8 @@ class Block:
                 part = computed.part(i)
             else:
                 pairs = self.batch.plan.split(computed.numbers.vectors)
-                own = [pairs[j] for j in self.batch.plan.views_at([i])]
-                vectors = [u for u, _ in own], [v for _, v in own]
+                kept = [pairs[j] for j in self.batch.plan.views_at([i])]
+                vectors = [u for u, _ in kept], [v for _, v in kept]
                 part = compute(alone(norm), [weight], 0, out_dtype, vectors)
                 if self.batch.through:  # the iteration that made these vectors
                     made = part_of(self.batch.plan, computed.numbers, [i]).vectors
@@ -321,14 +321,14 @@ def _advance(
         fresh = [i for i, weight in enumerate(weights) if not _advanced(handles[i], weight)]
     if not fresh or regions.in_backward() != -1:
         return
-    own = batch if len(fresh) == len(weights) else part_batch(tuple(handles[i] for i in fresh))
+    part = batch if len(fresh) == len(weights) else part_batch(tuple(handles[i] for i in fresh))
     given = [weights[i] for i in fresh]
     views = batch.plan.views_at(fresh)
     # Into the vectors handed in: functionalized graphs pass copies of the buffers.
     vectors = [us[j] for j in views], [vs[j] for j in views]
-    compute(own, given, own.n_power_iterations, None, vectors)
+    compute(part, given, part.n_power_iterations, None, vectors)
     if batch.in_steps:
-        for state, weight in zip(own.states, given, strict=True):
+        for state, weight in zip(part.states, given, strict=True):
             state.sight, state.computed = look(weight, capture), None
 
 

@@ -140,11 +140,13 @@ class SpectralNormGroup:
             chosen = self._choose(weights, seen)
         frame = Frame(outer)
         try:
-            for batch, own in chosen:
-                if len(own) == len(weights):
+            for batch, indices in chosen:
+                if len(indices) == len(weights):
                     block = block_of(batch, weights, addresses)
                 else:
-                    block = block_of(batch, [weights[i] for i in own], [addresses[i] for i in own])
+                    block = block_of(
+                        batch, [weights[i] for i in indices], [addresses[i] for i in indices]
+                    )
                 if block is not None:
                     frame.blocks.append(block)
         except RuntimeError as error:
@@ -180,14 +182,14 @@ class SpectralNormGroup:
             if not sharded and not held(norm, weight):
                 free.append(i)
         some = batches([self._norms[i] for i in free], [weights[i] for i in free])
-        return [(batch, [free[i] for i in own]) for batch, own in some]
+        return [(batch, [free[i] for i in indices]) for batch, indices in some]
 
     def _open_traced(self) -> Frame | None:
         """:meth:`_open` in compiled code."""
         frame = current()
         given: dict[int, Tensor] = {}
-        for batch, own in self._batches_for_tracing():
-            weights = [self._slots[i]["original"] for i in own]
+        for batch, indices in self._batches_for_tracing():
+            weights = [self._slots[i]["original"] for i in indices]
             if frame is None or not all(map(held, batch.norms, weights)):
                 tensors = traced_batch(batch, weights)
                 given.update(zip(batch.handles, tensors, strict=True))
@@ -304,8 +306,8 @@ class SpectralNormGroup:
             require_plain(weight)
         given: dict[int, Tensor] = {}
         with torch.no_grad():
-            for batch, own in batches(self._norms, weights):
-                chosen = [weights[i] for i in own]
+            for batch, indices in batches(self._norms, weights):
+                chosen = [weights[i] for i in indices]
                 computed = compute(batch, chosen, 0, autocast_dtype(chosen[0]))
                 given.update(zip(batch.handles, computed.numbers.weights_sn, strict=True))
         frame = Frame(current(), given)

@@ -201,12 +201,12 @@ def _some_gradients(
 
 def part_of(plan: Plan, numbers: Numbers, indices: Sequence[int]) -> Numbers:
     """The numbers of some weights. By slices, so that no index is sent to the device."""
-    kept, own = plan.split_all(numbers.vectors), plan.views_at(indices)
+    kept, places = plan.split_all(numbers.vectors), plan.views_at(indices)
     return Numbers(
         [numbers.weights_sn[i] for i in indices],
         torch.stack([numbers.sigmas[i] for i in indices]),
-        torch.cat([vector for j in own for vector in kept[j] if vector is not None]),
-        torch.stack([numbers.view_stats[j] for j in own]),
+        torch.cat([vector for j in places for vector in kept[j] if vector is not None]),
+        torch.stack([numbers.view_stats[j] for j in places]),
     )
 
 

@@ -159,8 +159,8 @@ def _advance(
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
     """New vectors of each unfolding of weight ``i``, or the old ones if a norm is bad; its sigma;
     and what v was before the last iteration, 0 where there was none."""
-    own = range(plan.firsts[i], plan.firsts[i + 1])
-    given = [(us[j].to(wide.dtype), vs[j].to(wide.dtype)) for j in own]
+    indices = range(plan.firsts[i], plan.firsts[i + 1])
+    given = [(us[j].to(wide.dtype), vs[j].to(wide.dtype)) for j in indices]
     steps = [
         _iterate(unfold(wide, view.dim), *pair, plan.kinds[i], n, plan.eps)
         for view, pair in zip(plan.views[i], given, strict=True)
@@ -271,11 +271,11 @@ def gradients(
     grad_weights, grad_scales = [], []
     kept = plan.split_all(vectors)
     for i, (grad, weight_sn) in enumerate(zip(grads, weights_sn, strict=True)):
-        own = range(plan.firsts[i], plan.firsts[i + 1])
+        indices = range(plan.firsts[i], plan.firsts[i + 1])
         wide, sigma = grad.to(vectors.dtype), sigmas[i]
         scale = _scale(plan, scale_tensor, i, sigma)
         direction = _direction(
-            plan, i, [kept[j] for j in own], [view_stats[j, 1] for j in own],
+            plan, i, [kept[j] for j in indices], [view_stats[j, 1] for j in indices],
             weight_sn.to(vectors.dtype), sigma, scale,
         )  # fmt: skip
         product = inner(wide, weight_sn.to(vectors.dtype))
@@ -310,13 +310,19 @@ def tangents(
     results, sigma_dots = [], []
     kept = plan.split_all(vectors)
     for i, (dot, weight_sn) in enumerate(zip(dots, weights_sn, strict=True)):
-        own = range(plan.firsts[i], plan.firsts[i + 1])
+        indices = range(plan.firsts[i], plan.firsts[i + 1])
         sigma, wide = sigmas[i], weight_sn.to(vectors.dtype)
         scale = _scale(plan, scale_tensor, i, sigma)
         result, sigma_dot = torch.zeros_like(wide), torch.zeros_like(sigma)
         if dot is not None:
             direction = _direction(
-                plan, i, [kept[j] for j in own], [view_stats[j, 1] for j in own], wide, sigma, scale
+                plan,
+                i,
+                [kept[j] for j in indices],
+                [view_stats[j, 1] for j in indices],
+                wide,
+                sigma,
+                scale,
             )
             sigma_dot = inner(direction, dot.to(vectors.dtype))
             if bound := plan.bounds[i]:

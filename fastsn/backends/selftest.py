@@ -258,17 +258,24 @@ def _expected(
 
     judged = [allowed(each, out_dtype) for each in weights_sn]
     judged += [allowed(each, accumulate) for each in numbers]
-    own = [tensor.double() for _, tensor in results[: k + 3]]
+    exact = [tensor.double() for _, tensor in results[: k + 3]]
     pulls = [grad.to(out_dtype).double() for grad in inputs.grads]
     grad_weights, grad_scales = reference.gradients(
-        plan, pulls, inputs.grad_sigmas.double(), own[:k], own[k], own[k + 1], own[k + 2], scales
+        plan,
+        pulls,
+        inputs.grad_sigmas.double(),
+        exact[:k],
+        exact[k],
+        exact[k + 1],
+        exact[k + 2],
+        scales,
     )
     sizes = []
-    for i, (pull, weight_sn) in enumerate(zip(pulls, own[:k], strict=True)):
+    for i, (pull, weight_sn) in enumerate(zip(pulls, exact[:k], strict=True)):
         # differences, whose errors are those of their terms
         product = float(pull.norm() * weight_sn.norm())
-        pulled = product + float(inputs.grad_sigmas[i].abs() * own[k][i])
-        sigma, scale = float(own[k][i]), plan.scales[i] if scales is None else float(scales[i])
+        pulled = product + float(inputs.grad_sigmas[i].abs() * exact[k][i])
+        sigma, scale = float(exact[k][i]), plan.scales[i] if scales is None else float(scales[i])
         sizes.append(product / scale)
         size = (scale * float(pull.abs().max()) + pulled) / sigma if sigma else 0.0
         bound = size * (tolerance + 2 * torch.finfo(dtype).eps)

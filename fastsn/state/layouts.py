@@ -157,7 +157,7 @@ def load_plain_state_dict(
             "model.load_state_dict reads normalized ones"
         )
     renamed, norms = dict(state_dict), []
-    own = model.state_dict()
+    current = model.state_dict()
     for prefix, layer in model.named_modules():
         for name, held in parametrizations_of(layer).items():
             if getattr(held[0], "vector_names", None) is None:
@@ -167,19 +167,21 @@ def load_plain_state_dict(
             if path + name in renamed:
                 stem = f"{path}parametrizations.{name}."
                 renamed[stem + "original"] = renamed.pop(path + name)
-                renamed.update((key, own[key]) for key in own if key.startswith(f"{stem}0."))
+                renamed.update(
+                    (key, current[key]) for key in current if key.startswith(f"{stem}0.")
+                )
     if not norms:
         raise ValueError(
             f"expected {type(model).__name__} to have a fastsn spectral norm, got none"
         )
     wrong = [
-        f"{key}: expected shape {tuple(own[key].shape)}, got {tuple(value.shape)}"
+        f"{key}: expected shape {tuple(current[key].shape)}, got {tuple(value.shape)}"
         for key, value in renamed.items()
-        if key in own and value.shape != own[key].shape
+        if key in current and value.shape != current[key].shape
     ]
     if strict:
-        wrong += [f"missing: {key}" for key in own if key not in renamed]
-        wrong += [f"unexpected: {key}" for key in renamed if key not in own]
+        wrong += [f"missing: {key}" for key in current if key not in renamed]
+        wrong += [f"unexpected: {key}" for key in renamed if key not in current]
     if wrong:
         raise RuntimeError(
             "fastsn: cannot load this plain state dict; nothing was loaded:\n  "
@@ -268,8 +270,8 @@ def prepare_load(module: nn.Module, state_dict: MutableMapping[str, Any], prefix
             for pair in vector_names
             for vector in pair
         )
-        for key, own in expected.items():
-            _check_entry(stem + key, state_dict.get(stem + key), own, key != "original")
+        for key, wanted in expected.items():
+            _check_entry(stem + key, state_dict.get(stem + key), wanted, key != "original")
         _complete_pair(state_dict, stem, parametrization[0])
 
 
@@ -293,14 +295,14 @@ def _complete_pair(state_dict: MutableMapping[str, Any], stem: str, norm: Any) -
     state_dict[stem + "0._v_in"] = result.vs[0].to(weight.dtype)
 
 
-def _check_entry(key: str, value: Any, own: Tensor, vector: bool) -> None:
+def _check_entry(key: str, value: Any, wanted: Tensor, vector: bool) -> None:
     if value is None:
         return
     if not isinstance(value, Tensor):
         raise RuntimeError(f"fastsn: expected '{key}' to be a tensor, got {type(value).__name__}")
-    if value.shape != own.shape:
+    if value.shape != wanted.shape:
         raise RuntimeError(
-            f"fastsn: size mismatch for '{key}': expected {tuple(own.shape)}, "
+            f"fastsn: size mismatch for '{key}': expected {tuple(wanted.shape)}, "
             f"got {tuple(value.shape)}. Nothing of this layer was loaded."
         )
     if vector and value.device.type != "meta" and not bool(torch.isfinite(value).all()):

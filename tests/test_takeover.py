@@ -329,7 +329,7 @@ def test_no_table_keeps_dead_layers() -> None:
     from fastsn import forward
 
     gc.collect()
-    counted = len(checks._owners), len(forward._living)
+    owners, living = len(checks._owners), len(forward._living)
     probes = []
     for update in ("forward", "step"):
         model = small_cnn()
@@ -339,7 +339,8 @@ def test_no_table_keeps_dead_layers() -> None:
         del model
     gc.collect()
     assert not any(probe() is not None for probe in probes)
-    assert (len(checks._owners), len(forward._living)) == counted
+    # not more: layers of other tests may die meanwhile
+    assert len(checks._owners) <= owners and len(forward._living) <= living
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,26 @@ class Coverage:
 
     def add(self, statistics: Statistics) -> None:
         for kernel, rows in statistics.rows.items():
-            own = self.ran[kernel]
+            lines = self.ran[kernel]
             for row in rows:
-                own[row.line] = row.where, own.get(row.line, ("", 0))[1] + row.issued
+                lines[row.line] = row.where, lines.get(row.line, ("", 0))[1] + row.issued
 
     def part(self, kernel: str) -> float:
         """Of a kernel's instructions, the part that ran."""
         counts = [count for _, count in self.ran[kernel].values()]
         return sum(count > 0 for count in counts) / len(counts)
+
+    def lines_that_never_ran(self) -> list[str]:
+        """Lines of the source that have instructions, none of which ran in any kernel.
+
+        Loops are unrolled for every width and group that a tile can have, so a line has many
+        copies; which of them a shape takes is not what tests of a line are about.
+        """
+        ran: dict[str, bool] = {}
+        for rows in self.ran.values():
+            for where, count in rows.values():
+                ran[where] = ran.get(where, False) or count > 0
+        return sorted(where for where, found in ran.items() if not found)
 
     def write(self) -> str:
         """The report: by kernel, and by line of the source where most did not run."""

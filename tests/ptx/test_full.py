@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cuda_host import assert_same_bits
-from test_backends import EDGES, LARGE, check_accuracy, laid_out, random_case, random_shape
+from test_backends import EDGES, LARGE, Case, check_accuracy, laid_out, random_case, random_shape
 from torch import Tensor
 
-from fastsn.plan import BSN, SN
+from fastsn.plan import BSN, SN, plan_of
 
 from .coverage import Coverage
 from .cuda import CudaMachine
@@ -141,12 +141,63 @@ def test_options_of_the_ops(cuda: CudaMachine) -> None:
     cuda.backward(plan, grads, grad_sigmas, *results, scale, torch.float16)
 
 
+def some_case(shape: tuple[int, ...], dtype: torch.dtype, kind: int) -> Case:
+    """A random case of one kind, contiguous."""
+    case = random_case(shape, dtype)
+    while case.kind != kind or case.dim > 1:
+        case = random_case(shape, dtype)
+    return case._replace(weight=laid_out(case.weight, "contiguous"))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shapes_with_code_of_their_own(cuda: CudaMachine, dtype: torch.dtype, n: int) -> None:
+    """Single rows, 3x3 kernels in both unfoldings, and rows that fit no tile evenly."""
+    random.seed(n)
+    rows = [some_case(shape, dtype, SN) for shape in [(1, 700), (1, 8192), (1, 4101), (300, 36)]]
+    shapes = [(48, 40, 3, 3), (64, 64, 3, 3), (130, 17, 3, 3), (16, 128, 3, 3), (20, 40, 4, 4)]
+    both = [some_case(shape, dtype, BSN) for shape in shapes for _ in range(2)]
+    with in_place_of("cuda", cuda):
+        check_accuracy([*rows, *both], dtype, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_vectors_of_a_zero_weight_stay(cuda: CudaMachine, dtype: torch.dtype) -> None:
+    weights = [torch.zeros(shape, dtype=dtype) for shape in ((40, 30), (8, 6, 3, 3))]
+    plan = plan_of(((40, 30), (8, 6, 3, 3)), (0, 0), (SN, BSN), (1.0, 1.0), 1e-12)
+    us = [torch.randn(view.rows, dtype=dtype) for view in plan.flat_views]
+    vs = [torch.randn(view.cols, dtype=dtype) for view in plan.flat_views]
+    weights_sn, sigmas, vectors, _ = cuda.forward(plan, weights, us, vs, None, 1, None)
+    assert all(torch.equal(got, weight) for got, weight in zip(weights_sn, weights, strict=True))
+    assert not sigmas.any()
+    kept = [x.to(vectors.dtype) for pair in zip(us, vs, strict=True) for x in pair]
+    assert torch.equal(vectors, torch.cat(kept))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_new_vectors_go_into_the_given_ones(
+    cuda: CudaMachine, dtype: torch.dtype, stored: torch.dtype
+) -> None:
+    shapes = ((40, 300), (24, 20, 3, 3))
+    plan = plan_of(shapes, (0, 0), (SN, BSN), (1.0, 1.0), 1e-12)
+    weights = [torch.randn(shape).to(dtype) for shape in shapes]
+    us = [torch.randn(view.rows, dtype=stored) for view in plan.flat_views]
+    vs = [torch.randn(view.cols, dtype=stored) for view in plan.flat_views]
+    _, _, vectors, _ = cuda.forward(plan, weights, us, vs, None, 1, None, True)
+    for (u, v), given_u, given_v in zip(plan.split(vectors), us, vs, strict=True):
+        assert torch.equal(u.to(stored), given_u) and torch.equal(v.to(stored), given_v)
+
+
 def test_instructions_that_never_ran(cuda: CudaMachine, coverage: Coverage) -> None:
-    """Runs last. Every kernel ran, and most of each; build/ptx/coverage.txt names the rest."""
+    """Runs last. Every kernel ran, and all but one in fifty lines of the source in one of them.
+
+    build/ptx/coverage.txt names the instructions that did not run.
+    """
     coverage.add(cuda.take_statistics())
     missing = {name for name in cuda.names if name.startswith("fastsn_")} - set(coverage.ran)
     assert not missing, f"never launched: {sorted(missing)}"
-    text = coverage.write()
-    print(text)
-    least = min(coverage.part(name) for name in coverage.ran)
-    assert least > 0.5, text
+    print(coverage.write())
+    lines = {where for rows in coverage.ran.values() for where, _ in rows.values()}
+    never = coverage.lines_that_never_ran()
+    assert len(never) <= len(lines) / 50, "\n".join(never)
